@@ -1,0 +1,1 @@
+"""Checkpoint files: format, staging, save, restore, inspect."""

@@ -1,0 +1,1 @@
+"""Guest RAM: page metadata, deferred pages, write guards, and the two fault engines."""
