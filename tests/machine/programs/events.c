@@ -156,11 +156,11 @@ static void timers(void)
     SHOW(events_of(timer, POLLIN | POLLOUT));
     SHOW(set(timer, 0, 10000000000L, 0));
     show_left(timer);
-    SHOW(set(timer, 0, 20 * MS, 0));
     struct pollfd one = {timer, POLLIN, 0};
     int64_t start = now(CLOCK_MONOTONIC);
+    SHOW(set(timer, 0, 20 * MS, 0));
     SHOW(poll(&one, 1, -1));
-    CHECK(now(CLOCK_MONOTONIC) - start >= 19 * MS);
+    CHECK(now(CLOCK_MONOTONIC) - start >= 20 * MS);
     show_left(timer);
     SHOW(events_of(timer, POLLIN));
     show_read(timer);
@@ -173,7 +173,7 @@ static void timers(void)
     show_read(timer);
     SHOW(set(timer, TFD_TIMER_ABSTIME, now(CLOCK_MONOTONIC) - 10500L * MS, 1000L * MS));
     SHOW(read(timer, &ticks, 8));
-    CHECK(ticks == 11);
+    CHECK(ticks >= 11 && ticks < 60);
     SHOW(set(timer, TFD_TIMER_ABSTIME, 1, 0));
     SHOW(set(timer, 0, 0, 5));
     show_read(timer);
