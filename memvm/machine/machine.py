@@ -2,7 +2,7 @@
 
 A machine is made in three steps: a process with guest RAM and nothing in it (`Machine.__init__`), contents and
 registers (`launch`, or checkpoint/restore.py), and `start`, which lets it run. Exits come in on three threads: mapping
-changes, signals and death on the tracer (this class), all other calls on the hypercall loop, page faults on the
+changes, signals and death on the tracer (exits.py), all other calls on the hypercall loop, page faults on the
 pager. `lock` makes what they do to the guest's state one thing after the other; page metadata has its own lock.
 """
 
@@ -20,16 +20,14 @@ from memvm.errors import BadPage, GuestStateError, HostError, ImageError, MemvmE
 from memvm.linux import ptrace
 from memvm.machine.answering import INTERNAL_ERROR, Answering
 from memvm.machine.baseline import Baseline
-from memvm.machine.callresult import CallError, NotYet
 from memvm.machine.clock_page import ClockPage
 from memvm.machine.config import ExitStatus, GuestConfig, GuestStatus, RunOptions, RunState
-from memvm.machine.crash import FATAL_FAULTS, crash_report, fault_of
 from memvm.machine.delivery import Delivery
 from memvm.machine.enforcing import Enforcement
+from memvm.machine.exits import Exits
 from memvm.machine.guest import PARENT_PID, Guest
 from memvm.machine.guest_memory import GuestMemory
 from memvm.machine.hypercalls.families import TABLE
-from memvm.machine.hypercalls.table import Call
 from memvm.machine.launched import Launched
 from memvm.machine.layout import MAX_RAM, MIN_RAM, RAM_BASE
 from memvm.machine.notifications import HypercallLoop
@@ -38,16 +36,16 @@ from memvm.machine.placement import Placement
 from memvm.machine.sampling import Sampling
 from memvm.machine.service import ServiceThread
 from memvm.machine.settings import Name, Settings, default_settings
-from memvm.machine.signals import Signal, make_signal
+from memvm.machine.signals import make_signal
 from memvm.machine.space import AddressSpace, OutOfMemory
 from memvm.machine.streams import OpenFiles
 from memvm.machine.thread import GuestThread
 from memvm.machine.tracer import Tracer
-from memvm.machine.vcpu import NOT_IN_CALL, VcpuState, WaitingPlaces, registers_of
+from memvm.machine.vcpu import registers_of
+from memvm.machine.vcpus import Vcpus
 from memvm.memory.dirty import DirtyTracker, DirtyWatch
 from memvm.memory.engine import FaultEngine
-from memvm.memory.mprotect_engine import MprotectEngine
-from memvm.memory.pages import BAD, PageRun
+from memvm.memory.pages import PageRun
 from memvm.memory.protection import Prot
 from memvm.memory.ram import GuestRam
 from memvm.memory.traces import Traces
@@ -64,7 +62,6 @@ T = TypeVar("T")
 
 _TRACED = frozenset(entry.number for entry in TABLE.values() if entry.traced)
 _MPROTECT = 10
-_U64 = (1 << 64) - 1
 
 
 class Machine:
@@ -105,10 +102,6 @@ class Machine:
         self._loop: HypercallLoop | None = None
         self._closed = False
         self.enforcement = Enforcement(self)
-        self._refused: tuple[int, int, int] | None = None
-        """The last access that the mprotect engine did not know: thread, instruction, address."""
-        self._entry: Any = None
-        """The registers of a vCPU that stands before a traced call, until something else was called in its place."""
         self.ram = ram or GuestRam(RAM_BASE, ram_size // PAGE_SIZE * PAGE_SIZE)
         self.files = OpenFiles()
         self.tracer = Tracer()
@@ -121,14 +114,28 @@ class Machine:
             self.guest.pauses_at, self.guest.pause_now = options.pause_after, self._pause_now
             self.guest.interrupt = lambda thread: self.tracer.kick(thread.vcpu)
             self._answering = Answering(self.guest, options, self.failed)
-            self._delivery = Delivery(self.guest, self._answering.perform)
-            self.guest.make_vcpu, self.guest.end_vcpu = self._make_vcpu, self._end_vcpu
-            self.guest.take_down_frame = self._delivery.take_down_frame
+            delivery = Delivery(self.guest, self._answering.perform)
+            self.guest.take_down_frame = delivery.take_down_frame
             self.placement = Placement(options.cpu)
+            self.vcpus = Vcpus(self.guest, self.tracer, self.placement)
+            self.guest.make_vcpu, self.guest.end_vcpu = self.vcpus.make, self.vcpus.end
             self.engine, scan = self.tracer.call(self._make_process)
+            self._exits = Exits(
+                self.guest,
+                self.lock,
+                self.tracer,
+                self.engine,
+                self.vcpus,
+                self._answering,
+                delivery,
+                poke=self._poke,
+                end=self.end,
+                ended=self._ended,
+                failed=self.failed,
+            )
+            self._exits.tells_of_crashes = not options.sealed
             self.dirty = DirtyTracker(self.ram, self.engine, scan, self.frozen, self.lock, self.failed)
-            self._places = WaitingPlaces()
-            self.traces = Traces(self.ram, self.engine, self._instruction, self.failed)
+            self.traces = Traces(self.ram, self.engine, self._exits.instruction, self.failed)
             self.traces.on_idle = self.dirty.settle
             self._sampling = Sampling(self.ram, self.traces, self.failed)
         except BaseException:
@@ -155,8 +162,7 @@ class Machine:
             raise
         clocks = self.guest.clocks
         service = ServiceThread(self.ram, self.tracer, clocks, self.placement.allowed)
-        self.guest.main.vcpu = stub.pid
-        self.guest.by_vcpu[stub.pid] = self.guest.main
+        self.vcpus.adopt_first()
         self._loop = HypercallLoop(listener, self.guest, self.lock, self._answering.perform, self.failed, service)
         clocks.follow(stub.pid)
         if isinstance(engine, UserfaultfdEngine):
@@ -209,15 +215,11 @@ class Machine:
             _ = guest.tree
         registers = dict.fromkeys(ptrace.REGISTERS, 0)
         registers.update(rip=loaded.entry, rsp=loaded.stack_pointer, eflags=0x202)
-        self.tracer.call(lambda: self._install_registers(registers))
+        self.tracer.call(lambda: self.vcpus.set_first(registers))
 
     def adopt_launch(self, launched: Launched) -> None:
         """This is what the guest was launched as; its settings count from here on."""
         self.enforcement.adopt(launched)
-
-    def _install_registers(self, registers: dict[str, int]) -> None:
-        pid = self.tracer.stub.pid
-        VcpuState(registers, ptrace.get_xstate(pid)).install(pid)
 
     def restore_guest(self, adopt: Callable[[], None]) -> None:
         """Fill a fresh machine from a checkpoint: `adopt` sets regions and state, threads and their registers."""
@@ -231,48 +233,6 @@ class Machine:
                 hint="raise the limit: sysctl vm.max_map_count",
             ) from None
 
-    def add_thread(self, tid: int) -> GuestThread:
-        """Give a guest that is being restored one more thread; on the tracer's thread. Raises HostError."""
-        thread = GuestThread(tid)
-        if not self.guest.threads:
-            thread.vcpu = self.tracer.stub.pid
-        else:
-            try:
-                thread.vcpu = self.tracer.stub.make_vcpu()
-            except OSError as error:
-                raise HostError(
-                    f"cannot start the guest's {len(self.guest.threads) + 1} threads: {error.strerror}",
-                    hint="the limit of processes may be reached: ulimit -u",
-                ) from error
-            self.tracer.add(thread.vcpu)
-            self.placement.spread(thread.vcpu)
-        self.guest.threads[tid] = thread
-        self.guest.by_vcpu[thread.vcpu] = thread
-        return thread
-
-    def _make_vcpu(self, thread: GuestThread, entry: Any, changed: dict[str, int]) -> None:
-        """On the tracer's thread, where a thread stands before a clone with the registers `entry`."""
-        self._entry = None
-        try:
-            thread.vcpu = self.tracer.stub.make_vcpu(entry)
-        except OSError as error:
-            raise CallError(error.errno or errno.EAGAIN) from error
-        registers = type(entry).from_buffer_copy(entry)
-        registers.orig_rax, registers.rcx, registers.r11 = NOT_IN_CALL, registers.rip, registers.eflags
-        for name, value in changed.items():
-            setattr(registers, name, value)
-        ptrace.set_registers(thread.vcpu, registers)
-        self.guest.threads[thread.tid] = thread
-        self.guest.by_vcpu[thread.vcpu] = thread
-        self.tracer.add(thread.vcpu)
-        self.placement.spread(thread.vcpu)
-
-    def _end_vcpu(self, thread: GuestThread) -> None:
-        """On the tracer's thread, where a thread stands before its exit."""
-        del self.guest.by_vcpu[thread.vcpu]
-        if thread.vcpu == self.tracer.stub.pid:
-            self.tracer.park()
-
     def start(self) -> None:
         """Let the guest run."""
         assert self._loop is not None
@@ -285,7 +245,7 @@ class Machine:
         self._loop.start(self.placement.join)
         self._began = time.monotonic()
         self._state = RunState.RUNNING
-        self.tracer.begin(self, self._settle)
+        self.tracer.begin(self._exits, self._settle)
         self.placement.watch(self.tracer.stub.pid)
         for begin in self.at_start:
             begin()
@@ -297,102 +257,12 @@ class Machine:
         self.placement.join()
         self.placement.join(self.tracer.stub.pid)
 
-    # Exits: calls that change mappings, signals and death arrive here, on the tracer's thread.
-
-    def traced_call(self, vcpu: int) -> None:
-        """A vCPU stands before a traced call: carry it out and give it the result."""
-        registers = ptrace.get_registers(vcpu)
-        number = int(registers.orig_rax)
-        values = (registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9)
-        thread = self.guest.by_vcpu[vcpu]
-        call = Call(number, tuple(map(int, values)), thread, registers)
-        with self.lock:
-            self._entry = registers
-            result = self._answering.perform(call)
-            self._entry = None
-            self.guest.count_call(thread)
-            assert not isinstance(result, NotYet), "a traced call cannot wait"
-            if not call.stays:
-                registers.orig_rax = NOT_IN_CALL
-                if not call.jumps:
-                    registers.rax = result & _U64
-                    # as the syscall instruction leaves them
-                    registers.rcx, registers.r11 = registers.rip, registers.eflags
-                ptrace.set_registers(vcpu, registers)
-                self._delivery.deliver(thread)
-        self._poke()
-
     def _poke(self) -> None:
         """Have calls tried again that wait for what this thread has done, and timers looked at that it has set."""
         if (self.guest.woken or self.guest.timers.changed) and self._loop is not None:
             self._loop.poke()
 
-    def kicked(self, vcpu: int) -> None:
-        """A vCPU was stopped on somebody's behalf: perhaps signals wait for it."""
-        thread = self.guest.by_vcpu.get(vcpu)  # None while it ends
-        if thread is not None:
-            with self.lock:
-                self._delivery.deliver(thread)  # which carries out, perhaps, what its call had waited for
-            self._poke()
-
-    def signal(self, vcpu: int, info: ptrace.SignalInfo) -> None:
-        """A fault of the program's, a page that the mprotect engine guards, or a signal from outside."""
-        if info.number == signals.SIGSEGV and info.code > 0 and self._resolve(vcpu, info.address):
-            return
-        thread, one = self.guest.by_vcpu.get(vcpu, self.guest.main), Signal(info.number, info.raw)
-        if info.number in FATAL_FAULTS and info.code > 0:
-            registers = registers_of(vcpu)
-            with self.lock:
-                if self._delivery.deliver_fault(thread, one, fault_of(info, registers["rip"], self.space)):
-                    return
-            if self.options.sealed:
-                report = (
-                    f"the guest was ended by {signals.Signals(info.number).name}; of a sealed guest no more is told"
-                )
-            else:
-                report = crash_report(info, registers, self.space, self._symbol)
-            if self.ram.base <= info.address < self.ram.end:
-                page = (info.address - self.ram.base) // PAGE_SIZE
-                if info.number == signals.SIGBUS and self.ram.flags[page] & BAD:
-                    report = f"page {page} of guest RAM could not be verified, and the guest needs it\n{report}"
-            self.end(ExitStatus(128 + info.number, info.number, report))
-        else:
-            with self.lock:
-                self.guest.send(one)
-                self._delivery.deliver(thread)
-            self._poke()
-
-    def _symbol(self, address: int) -> tuple[str, int] | None:
-        """The function that an address is in, by the program's file as it is now."""
-        from memvm.machine.program import read_again
-        from memvm.machine.symbols import SymbolTable
-
-        try:
-            contents = read_again(self.guest.views, self.guest.program)
-        except MemvmError:  # the file went away: a report without names
-            return None
-        return SymbolTable.from_image(contents, self.guest.image_bias).lookup(address)
-
-    def _resolve(self, vcpu: int, address: int) -> bool:
-        if not isinstance(self.engine, MprotectEngine) or not self.ram.base <= address < self.ram.end:
-            return False
-        page = (address - self.ram.base) // PAGE_SIZE
-        if self.engine.resolve(page, vcpu):
-            return True
-        if len(self.guest.threads) == 1 or not self.ram.protection[page]:
-            return False
-        # Perhaps another thread's fault has been answered meanwhile: if it comes again, it is the program's.
-        fault = (vcpu, int(ptrace.get_registers(vcpu).rip), address)
-        again, self._refused = fault == self._refused, fault
-        return not again
-
-    def _instruction(self, vcpu: int) -> int:
-        """Where the program is in a fault that is being answered; 0 if the kernel does not say."""
-        if self.tracer.is_current():
-            return int(ptrace.get_registers(vcpu).rip)
-        return self._places.instruction(self.tracer.stub.pid, vcpu)
-
-    def ended(self, wait_status: int) -> None:
+    def _ended(self, wait_status: int) -> None:
         """The process has gone: by our doing, by the call that it was let make, or killed from outside."""
         if self._status is None:
             number = os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else 0
@@ -430,15 +300,7 @@ class Machine:
             raise OutOfMemory from error
 
     def _protect_pages(self, run: PageRun, rights: int) -> None:
-        """Make the stopped guest call mprotect: in place of its own call if it stands before one (traced_call
-        puts the registers back), or in between. Raises OSError."""
-        stub = self.tracer.stub
-        arguments = (self.ram.base + run.first * PAGE_SIZE, run.count * PAGE_SIZE, rights)
-        entry, self._entry = self._entry, None
-        if entry is not None:
-            stub.call_instead(entry, _MPROTECT, *arguments)
-            return
-        stub.call_in_between(_MPROTECT, *arguments)
+        self.vcpus.have_called(_MPROTECT, self.ram.base + run.first * PAGE_SIZE, run.count * PAGE_SIZE, rights)
 
     # Requests from outside.
 
@@ -516,10 +378,6 @@ class Machine:
         """Say which files of the host's a restored guest has open that are not what they were."""
         for changed in self.guest.changed_files:
             self.warn(f"{changed}, which it has open, has changed since the checkpoint")
-
-    def vcpu_state(self) -> VcpuState:
-        """The vCPU's state; within `frozen`, or while the machine is being made."""
-        return VcpuState.capture(self.guest.main.vcpu)
 
     def regions(self) -> list[tuple[int, int, str]]:
         """What parts of guest RAM are for: start and end address, and the kind; ascending."""
@@ -646,7 +504,7 @@ class Machine:
         with self.saving:  # a save that is giving up still uses engine and RAM
             self.dirty.close()
             self.engine.stop()
-            self._places.close()
+            self._exits.close()
             for release in self.at_release:
                 release()
             self.guest.close()

@@ -154,7 +154,7 @@ class GuestState(NamedTuple):
         self._continue_input(streams[0].host_fd)
         guest.umask = self.umask
         guest.generation = self.generation + 1
-        made = [machine.add_thread(thread.tid) for thread in self.threads]  # at the cost of the first one's registers
+        made = [machine.vcpus.add(thread.tid) for thread in self.threads]  # at the cost of the first one's registers
         for thread, state in zip(made, self.threads, strict=True):
             state.adopt_into(thread)
         guest.futexes.adopt([call for t in guest.threads.values() if (call := t.blocked) and call.place])

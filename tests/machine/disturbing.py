@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from memvm.errors import GuestStateError
 from memvm.machine.config import EngineChoice, GuestConfig, RunOptions
 from memvm.machine.machine import Machine
+from memvm.machine.vcpu import VcpuState
 from memvm.units import MIB
 from tests.leaks import leaks_since, take_census
 from tests.machine.conftest import PROGRAMS
@@ -46,7 +47,7 @@ def freeze(machine: Machine, chance: random.Random) -> Disturbance:
     """Stop the guest and let it go on, until it ends by itself."""
     ways: list[Callable[[], object]] = [
         lambda: machine.frozen(lambda: None),
-        lambda: machine.frozen(machine.vcpu_state),
+        lambda: machine.frozen(lambda: VcpuState.capture(machine.guest.main.vcpu)),
         machine.registers,
         lambda: pause(machine),
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from memvm.errors import HostError
+from memvm.machine.exits import symbol_at
 from memvm.memory.engine import GuestGone
 from memvm.memory.pages import TRACED, PageRun, count_flag
 from memvm.memory.protection import Prot
@@ -139,7 +140,7 @@ class TestOnce:
             read, write = both.ring.take()[0]
             assert before < read.time < write.time < after
             assert {read.vcpu, write.vcpu} == {guest.machine.tracer.stub.pid}
-            names = [guest.machine._symbol(event.instruction) for event in (read, write)]
+            names = [symbol_at(guest.machine.guest, event.instruction) for event in (read, write)]
             assert None not in names
             assert read.instruction != write.instruction
             assert plain.ring.take()[0][0].instruction == 0
