@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from memvm.checkpoint.encryption import EncryptedHeader, EncryptedInput, read_header
+from memvm.checkpoint.encrypted_records import EncryptedInput
+from memvm.checkpoint.encryption import EncryptedHeader, read_header
 from memvm.checkpoint.file_bytes import PlainInput
 from memvm.checkpoint.file_reader import CheckpointFile, checkpoint_error
 from memvm.checkpoint.finding import another_file, find_parents, require_chain

@@ -23,7 +23,8 @@ from memvm.attest.platform import has_platform, hold_platform, load_certificates
 from memvm.attest.rounds import signed
 from memvm.attest.seals import is_vouched
 from memvm.checkpoint.encrypted_files import EncryptedFile
-from memvm.checkpoint.encryption import EncryptedHeader, EncryptedOutput
+from memvm.checkpoint.encrypted_records import EncryptedOutput
+from memvm.checkpoint.encryption import EncryptedHeader
 from memvm.checkpoint.file_bytes import OpenOutput
 from memvm.checkpoint.format import FileHeader
 from memvm.checkpoint.restore import RestoreOptions, restore

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from memvm.checkpoint.chain import Chain
 from memvm.checkpoint.encrypted_files import EncryptedFile, open_encrypted
-from memvm.checkpoint.encryption import MIN_RECORD_SIZE, WRAPPED_SIZE, EncryptedHeader, EncryptedOutput
+from memvm.checkpoint.encrypted_records import EncryptedOutput
+from memvm.checkpoint.encryption import MIN_RECORD_SIZE, WRAPPED_SIZE, EncryptedHeader
 from memvm.checkpoint.file_reader import CheckpointFile
 
 KEY = bytes(range(32))

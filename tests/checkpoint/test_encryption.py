@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memvm.checkpoint.encrypted_records import EncryptedInput, EncryptedOutput
 from memvm.checkpoint.encryption import (
     MIN_RECORD_SIZE,
     TAG_SIZE,
     WRAPPED_SIZE,
     EncryptedHeader,
-    EncryptedInput,
-    EncryptedOutput,
     FileCipher,
     read_header,
 )

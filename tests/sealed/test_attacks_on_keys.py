@@ -21,7 +21,8 @@ from memvm.attest.evidence import AttestedSetting, GuestKey, Lineage
 from memvm.attest.keyset import keys_from_jwks
 from memvm.attest.platform import load_certificates
 from memvm.attest.policy import Policy
-from memvm.checkpoint.encryption import EncryptedHeader, EncryptedInput
+from memvm.checkpoint.encrypted_records import EncryptedInput
+from memvm.checkpoint.encryption import EncryptedHeader
 from memvm.checkpoint.file_bytes import PlainInput
 from memvm.checkpoint.format import FormatError
 from memvm.disk.volume import create, open_volume
