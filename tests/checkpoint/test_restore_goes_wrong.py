@@ -19,7 +19,7 @@ from memvm.machine.layout import RAM_BASE
 from memvm.manager.client import running as running_guests
 from memvm.memory.pages import BAD
 from memvm.units import PAGE_SIZE
-from tests.checkpoint.lives import Life, await_end, change_state, chunk_of, damage, look, restored, running
+from tests.checkpoint.lives import Gate, Life, await_end, change_state, chunk_of, damage, look, restored, running
 from tests.checkpoint.parts import take_apart
 
 PATTERNS = ("4", "0", "10", "0", "0", "plain")
@@ -152,9 +152,8 @@ def test_hypercall_meets_a_damaged_chunk(engine: str, guests: dict[str, Path], t
 
 def test_damaged_chunk_that_nobody_touches(engine: str, guests: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "a"
-    with running(tmp_path / "1", guests["ticker"], "8", "1", "4", "250", engine=engine) as life:
-        life.await_lines(5)
-        life.guest.pause()
+    with running(tmp_path / "1", guests["ticker"], "8", "1", "4", "250", engine=engine, pause_after_calls=1) as life:
+        life.stand_at_line(5)
         life.save(path, live=False)  # so that its pages are stored in their order
     region = max(look(path).regions, key=lambda region: region.pages_data)
     pages = damage(path, chunk_of(path, region.start + 100 * PAGE_SIZE))  # cold: only the end is used
@@ -187,10 +186,13 @@ def test_cut_file_starts_nothing(lazy: bool, checkpoint: Path) -> None:
 def test_file_is_cut_while_the_guest_is_being_restored(
     engine: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MEMVM_FAULTS", "load.read=stall=0.05")
+    gate = Gate(tmp_path / "gate")
+    gate.shut()
+    monkeypatch.setenv("MEMVM_FAULTS", f"load.chunks=hold={gate}")
     with restored(tmp_path / "life", checkpoint, engine=engine) as life:
         with open(checkpoint, "r+b") as file:
             file.truncate(4096)
+        gate.open()
         assert life.guest.wait(30).code == 135
         assert "cut while it was being read" in life.complaints()
         assert b"should be" not in life.output()
@@ -199,20 +201,26 @@ def test_file_is_cut_while_the_guest_is_being_restored(
 def test_file_may_be_replaced_and_removed_meanwhile(
     engine: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MEMVM_FAULTS", "load.read=stall=0.02")
+    gate = Gate(tmp_path / "gate")
+    gate.shut()
+    monkeypatch.setenv("MEMVM_FAULTS", f"load.chunks=hold={gate}")
     with restored(tmp_path / "life", checkpoint, engine=engine) as life:
         checkpoint.unlink()
         checkpoint.write_bytes(b"something else")
+        gate.open()
         life.await_lines(2)
         assert life.complaints() == ""
 
 
 @pytest.fixture
 def slow_life(engine: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Life]:
-    """A guest that is still being loaded."""
-    monkeypatch.setenv("MEMVM_FAULTS", "load.read=stall=0.05")
+    """A guest that is still being loaded, slowly."""
+    gate = Gate(tmp_path / "gate")
+    gate.shut()
+    monkeypatch.setenv("MEMVM_FAULTS", f"load.chunks=hold={gate},load.read=stall=0.05")
     with restored(tmp_path / "life", checkpoint, engine=engine) as life:
         assert life.guest.status().ram_deferred > 0
+        gate.open()
         yield life
 
 

@@ -25,13 +25,17 @@ from memvm.memory.pages import PageRun
 from memvm.memory.ram import GuestRam
 from memvm.memory.snapshot import Snapshot
 from memvm.units import KIB, MIB, PAGE_SIZE
-from tests.checkpoint.lives import Life, await_end, restored, running
+from tests.checkpoint.lives import Life, await_end, go_on_once, restored, running
 
 SMALL_BLOCK = 256 * KIB
 SLOW = "save.block_write=stall=0.1"
-"""Makes sixteen writes of a save take more than a second."""
+"""Makes sixteen writes of a save take about a second."""
+SMALLEST_BLOCK = 64 * KIB
+"""For saves that end early: with these, one that went on would take seconds."""
 MEMORY = ("4", "0", "10", "0", "0", "plain")
 """Arguments of patterns: incompressible memory, so that it makes sixteen small blocks."""
+ONE_MORE = ("4", "2", *MEMORY[2:])
+"""The same, and the guest ends with its second line."""
 
 
 @contextmanager
@@ -68,7 +72,7 @@ def test_save_is_given_up(
     (tmp_path / "files").mkdir()
     with patterns(guests, tmp_path, engine=engine) as life:
         with pytest.raises(GivenUp):
-            life.guest.checkpoint(tmp_path / "files" / "a", live=live, block_size=SMALL_BLOCK, progress=give_up)
+            life.guest.checkpoint(tmp_path / "files" / "a", live=live, block_size=SMALLEST_BLOCK, progress=give_up)
         assert names(tmp_path / "files") == []
         assert_goes_on(life)
         life.save(tmp_path / "files" / "a", live)
@@ -103,13 +107,14 @@ def test_guest_ends_by_itself_during_a_live_save(
 ) -> None:
     monkeypatch.setenv("MEMVM_FAULTS", SLOW)
     (tmp_path / "files").mkdir()
-    # So many passes take longer than asking for the save, and less than the save, which is made to take half a second.
-    with running(tmp_path / "life", guests["patterns"], "4", "200", *MEMORY[2:], engine=engine) as life:
-        life.await_lines(1)
+    with running(tmp_path / "life", guests["patterns"], *ONE_MORE, engine=engine, pause_after_calls=1) as life:
+        life.stand_at_line(1)
         with pytest.raises(GuestStateError, match="ended"):
-            life.guest.checkpoint(tmp_path / "files" / "a", live=True, block_size=SMALL_BLOCK)
+            life.guest.checkpoint(
+                tmp_path / "files" / "a", live=True, block_size=SMALLEST_BLOCK, progress=go_on_once(life)
+            )
         assert life.guest.wait(30).code == 0
-        assert life.output().count(b"\n") == 200
+        assert life.output().count(b"\n") == 2
     assert names(tmp_path / "files") == []
 
 
@@ -129,7 +134,7 @@ def test_guest_is_killed_during_a_save(
 
     with patterns(guests, tmp_path, engine=engine) as life:
         with pytest.raises(GuestStateError, match="ended"):
-            life.guest.checkpoint(tmp_path / "files" / "a", live=live, block_size=SMALL_BLOCK, progress=kill)
+            life.guest.checkpoint(tmp_path / "files" / "a", live=live, block_size=SMALLEST_BLOCK, progress=kill)
         killers[0].join()
         assert life.guest.wait(30).code == 137
     assert names(tmp_path / "files") == []
