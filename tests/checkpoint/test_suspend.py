@@ -19,14 +19,17 @@ from memvm.errors import GuestStateError, MemvmError, SaveError
 from memvm.faultpoints import FaultPoint
 from memvm.manager.client import running as running_guests
 from memvm.units import KIB, MIB
-from tests.checkpoint.lives import Gate, Life, await_end, go_on_once, look, restored, running
+from tests.checkpoint.lives import Gate, Life, await_end, look, restored, running
 from tests.checkpoint.test_save_goes_wrong import (
     ONE_MORE,
     SLOW,
     SMALL_BLOCK,
     SMALLEST_BLOCK,
+    EndMeanwhile,
     GivenUp,
+    SaveAgain,
     assert_goes_on,
+    gate,
     give_up,
     names,
     patterns,
@@ -34,7 +37,7 @@ from tests.checkpoint.test_save_goes_wrong import (
 )
 from tests.checkpoint.test_save_restore import PATTERN_MODES, assert_continues, engine, native_output
 
-__all__ = ["engine", "small_disk"]
+__all__ = ["engine", "gate", "small_disk"]
 
 
 def suspend(life: Life, path: Path, **options: Any) -> bytes:
@@ -165,21 +168,11 @@ def test_suspend_is_given_up(
     assert names(tmp_path / "files") == ["a"]
 
 
-def test_second_save_at_once_is_refused(
-    guests: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MEMVM_FAULTS", SLOW)
-    refused: list[MemvmError] = []
-
-    def save_again(_done: int, _total: int) -> None:
-        if not refused:
-            with pytest.raises(GuestStateError) as raised:
-                life.guest.checkpoint(tmp_path / "b")
-            refused.append(raised.value)
-
+def test_second_save_at_once_is_refused(gate: Gate, guests: dict[str, Path], tmp_path: Path) -> None:
     with patterns(guests, tmp_path) as life:
-        life.guest.suspend(tmp_path / "a", block_size=SMALL_BLOCK, progress=save_again)
-    assert "is being saved already" in refused[0].message
+        save_again = SaveAgain(life, tmp_path / "b", gate)
+        life.guest.suspend(tmp_path / "a", progress=save_again)
+    assert "is being saved already" in save_again.refusal
     assert not (tmp_path / "b").exists()
 
 
@@ -204,14 +197,13 @@ def test_guest_is_killed_during_a_suspend(
 
 
 def test_guest_ends_by_itself_during_a_suspend(
-    engine: str, guests: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, gate: Gate, guests: dict[str, Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("MEMVM_FAULTS", SLOW)
     (tmp_path / "files").mkdir()
     with running(tmp_path / "life", guests["patterns"], *ONE_MORE, engine=engine, pause_after_calls=1) as life:
         life.stand_at_line(1)
         with pytest.raises(GuestStateError, match="ended"):
-            life.guest.suspend(tmp_path / "files" / "a", block_size=SMALLEST_BLOCK, progress=go_on_once(life))
+            life.guest.suspend(tmp_path / "files" / "a", progress=EndMeanwhile(life, gate))
         assert life.guest.wait(30).code == 0
         assert life.output().count(b"\n") == 2
     assert names(tmp_path / "files") == []
