@@ -19,7 +19,19 @@ from memvm.machine.layout import RAM_BASE
 from memvm.manager.client import running as running_guests
 from memvm.memory.pages import BAD
 from memvm.units import PAGE_SIZE
-from tests.checkpoint.lives import Gate, Life, await_end, change_state, chunk_of, damage, look, restored, running
+from tests.checkpoint.lives import (
+    PATIENCE,
+    SCALE,
+    Gate,
+    Life,
+    await_end,
+    change_state,
+    chunk_of,
+    damage,
+    look,
+    restored,
+    running,
+)
 from tests.checkpoint.parts import take_apart
 
 PATTERNS = ("4", "0", "10", "0", "0", "plain")
@@ -60,7 +72,7 @@ def test_guest_meets_a_damaged_chunk(engine: str, checkpoint: Path, tmp_path: Pa
     chunk = chunk_of(checkpoint, largest_region(checkpoint))
     pages = damage(checkpoint, chunk)
     with restored(tmp_path / "life", checkpoint, engine=engine) as life:
-        ending = life.guest.wait(30)
+        ending = life.guest.wait(PATIENCE * SCALE)
         assert ending.code == 135
         assert b"should be" not in life.output(), "the guest has seen no wrong byte"
         assert mentioned_pages(life.complaints()) >= {min(pages), max(pages)}
@@ -99,7 +111,7 @@ def test_guest_meets_a_damaged_chunk_after_everything_else_was_loaded(
             assert answer in ("", f"value {f'{number} ' * 4000}"), "what comes is right, or nothing comes"
             if not answer:
                 break
-        assert guest.wait(30).code == 135
+        assert guest.wait(PATIENCE * SCALE).code == 135
 
 
 def test_bad_pages_that_are_thrown_away_are_zero(
@@ -116,7 +128,7 @@ def test_bad_pages_that_are_thrown_away_are_zero(
             assert machine.ram.flags[page] & BAD
             machine.ram.discard(page, 1)
         machine.start()
-        ending = machine.wait(30)
+        ending = machine.wait(PATIENCE * SCALE)
     finally:
         machine.close()
     assert ending is not None and ending.code == 1, "the guest itself finds them changed"
@@ -145,7 +157,7 @@ def test_hypercall_meets_a_damaged_chunk(engine: str, guests: dict[str, Path], t
     pages = damage(path, chunk_of(path, call.arguments[1]))
     with memvm.restore(path, engine=engine, **PIPES) as guest:
         assert ask(guest, "get colour") == ""
-        ending = guest.wait(30)
+        ending = guest.wait(PATIENCE * SCALE)
     assert ending.code == 135
     assert mentioned_pages(ending.reason) & pages, ending.reason
 
@@ -159,7 +171,7 @@ def test_damaged_chunk_that_nobody_touches(engine: str, guests: dict[str, Path],
     pages = damage(path, chunk_of(path, region.start + 100 * PAGE_SIZE))  # cold: only the end is used
     with restored(tmp_path / "2", path, engine=engine) as life:
         life.await_complaint("could not be verified")
-        assert life.guest.wait(30).code == 0
+        assert life.guest.wait(PATIENCE * SCALE).code == 0
         assert life.output().splitlines()[-1].startswith(b"tick 250 ")
         assert f"pages {min(pages)} to {max(pages)} of guest RAM" in life.complaints()
         assert life.complaints().count("could not be verified") == 1
@@ -193,7 +205,7 @@ def test_file_is_cut_while_the_guest_is_being_restored(
         with open(checkpoint, "r+b") as file:
             file.truncate(4096)
         gate.open()
-        assert life.guest.wait(30).code == 135
+        assert life.guest.wait(PATIENCE * SCALE).code == 135
         assert "cut while it was being read" in life.complaints()
         assert b"should be" not in life.output()
 
@@ -233,7 +245,7 @@ def test_guest_is_killed_while_it_is_being_restored(slow_life: Life) -> None:
 def test_manager_is_killed_while_a_guest_is_being_restored(slow_life: Life) -> None:
     pid = slow_life.guest.status().guest_pid
     slow_life.guest._manager.process.kill()
-    assert slow_life.guest.wait(30).code == 137
+    assert slow_life.guest.wait(PATIENCE * SCALE).code == 137
     await_end(pid)
     assert running_guests() == []
 
@@ -367,7 +379,7 @@ def test_state_that_harms_only_the_guest(what: str, engine: str, checkpoint: Pat
         if codes == {0, 143}:
             life.await_lines(2)
             return
-        ending = life.guest.wait(60)
+        ending = life.guest.wait(60 * SCALE)
         assert ending.code in codes, ending
         assert "internal error" not in ending.reason
 

@@ -15,7 +15,7 @@ from memvm.checkpoint.chain import Chain
 from memvm.checkpoint.hint_file import Hints, hint_path, read_hints, write_hints
 from memvm.errors import GuestStateError, UsageError
 from memvm.recording.hints import PageHint
-from tests.checkpoint.lives import look, restored, running, traced_saves_held
+from tests.checkpoint.lives import PATIENCE, SCALE, look, restored, running, traced_saves_held
 from tests.checkpoint.test_save_restore import assert_continues, native_output
 from tests.support import MemvmCli
 
@@ -143,7 +143,7 @@ def test_a_guest_that_ends_before_the_window_is_recorded(guests: dict[str, Path]
     with memvm.Guest([guests["kv"]], ram="64M", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guest:
         guest.checkpoint(path)
     with restored(tmp_path / "life", path, record=True, window=60) as life:
-        assert life.guest.wait(30).code == 0
+        assert life.guest.wait(PATIENCE * SCALE).code == 0
         assert life.complaints() == ""
     assert read_hints(path, fresh_hints(path))[0].pages
 

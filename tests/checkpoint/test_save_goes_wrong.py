@@ -25,7 +25,7 @@ from memvm.memory.pages import PageRun
 from memvm.memory.ram import GuestRam
 from memvm.memory.snapshot import Snapshot
 from memvm.units import KIB, MIB, PAGE_SIZE
-from tests.checkpoint.lives import Gate, Life, await_end, restored, running
+from tests.checkpoint.lives import PATIENCE, SCALE, Gate, Life, await_end, restored, running
 
 SMALL_BLOCK = 256 * KIB
 SLOW = "save.block_write=stall=0.1"
@@ -139,7 +139,7 @@ def test_guest_ends_by_itself_during_a_live_save(
         life.stand_at_line(1)
         with pytest.raises(GuestStateError, match="ended"):
             life.guest.checkpoint(tmp_path / "files" / "a", live=True, progress=EndMeanwhile(life, gate))
-        assert life.guest.wait(30).code == 0
+        assert life.guest.wait(PATIENCE * SCALE).code == 0
         assert life.output().count(b"\n") == 2
     assert names(tmp_path / "files") == []
 
@@ -162,7 +162,7 @@ def test_guest_is_killed_during_a_save(
         with pytest.raises(GuestStateError, match="ended"):
             life.guest.checkpoint(tmp_path / "files" / "a", live=live, block_size=SMALLEST_BLOCK, progress=kill)
         killers[0].join()
-        assert life.guest.wait(30).code == 137
+        assert life.guest.wait(PATIENCE * SCALE).code == 137
     assert names(tmp_path / "files") == []
 
 
@@ -181,7 +181,7 @@ def test_manager_is_killed_during_a_save(
         pid = life.guest.status().guest_pid
         with pytest.raises(GuestStateError, match="ended"):
             life.guest.checkpoint(files / "a", live=point == FaultPoint.SAVE_TRACED, block_size=SMALL_BLOCK)
-        assert life.guest.wait(30).code == 137
+        assert life.guest.wait(PATIENCE * SCALE).code == 137
         await_end(pid)
     monkeypatch.delenv("MEMVM_FAULTS")
     assert running_guests() == []

@@ -45,7 +45,7 @@ def _has_userfaultfd() -> bool:
 
 
 def native_output(program: Path, *arguments: str) -> bytes:
-    return subprocess.run([program, *arguments], check=True, capture_output=True, timeout=60).stdout
+    return subprocess.run([program, *arguments], check=True, capture_output=True, timeout=60 * SCALE).stdout
 
 
 def assert_continues(whole: bytes, natively: bytes) -> None:
@@ -294,7 +294,7 @@ def test_input_file_is_read_on(engine: str, guests: dict[str, Path], tmp_path: P
     with open(commands, "rb") as stdin, memvm.restore(tmp_path / "a", stdin=stdin, **pipe) as guest:
         assert guest.stdout is not None
         assert before + guest.stdout.read() == b"ok\n" * lines
-        assert guest.wait(30).code == 0
+        assert guest.wait(PATIENCE * SCALE).code == 0
 
 
 def test_save_in_a_page_fault(
@@ -330,10 +330,10 @@ def test_guest_ends_as_it_would_have(engine: str, guests: dict[str, Path], tmp_p
     with running(tmp_path / "1", guests["counter"], "40", "20", "1", engine=engine, pause_after_calls=1) as life:
         life.stand_at_line(1)
         before = life.save(tmp_path / "a", progress=go_on_once(life))
-        assert life.guest.wait(30).code == 0
+        assert life.guest.wait(PATIENCE * SCALE).code == 0
     for lazy in (True, False):
         with restored(tmp_path / f"{lazy}", tmp_path / "a", engine=engine, lazy=lazy) as life:
-            assert life.guest.wait(30).code == 0
+            assert life.guest.wait(PATIENCE * SCALE).code == 0
             assert before + life.output() == b"".join(b"count %d\n" % line for line in range(1, 21))
 
 
@@ -347,7 +347,7 @@ def test_several_restores_of_one_file_at_once(guests: dict[str, Path], tmp_path:
 
     def live(folder: Path) -> None:
         with restored(folder, tmp_path / "a") as life:
-            assert life.guest.wait(60).code == 0
+            assert life.guest.wait(60 * SCALE).code == 0
             whole.append(before + life.output())
 
     threads = [threading.Thread(target=live, args=(tmp_path / f"copy{number}",)) for number in range(3)]

@@ -19,7 +19,7 @@ from memvm.errors import GuestStateError, MemvmError, SaveError
 from memvm.faultpoints import FaultPoint
 from memvm.manager.client import running as running_guests
 from memvm.units import KIB, MIB
-from tests.checkpoint.lives import Gate, Life, await_end, look, restored, running
+from tests.checkpoint.lives import PATIENCE, SCALE, Gate, Life, await_end, look, restored, running
 from tests.checkpoint.test_save_goes_wrong import (
     ONE_MORE,
     SLOW,
@@ -192,7 +192,7 @@ def test_guest_is_killed_during_a_suspend(
         with pytest.raises(GuestStateError, match="ended"):
             life.guest.suspend(tmp_path / "files" / "a", block_size=SMALLEST_BLOCK, progress=kill)
         killers[0].join()
-        assert life.guest.wait(30).code == 137
+        assert life.guest.wait(PATIENCE * SCALE).code == 137
     assert names(tmp_path / "files") == []
 
 
@@ -204,7 +204,7 @@ def test_guest_ends_by_itself_during_a_suspend(
         life.stand_at_line(1)
         with pytest.raises(GuestStateError, match="ended"):
             life.guest.suspend(tmp_path / "files" / "a", progress=EndMeanwhile(life, gate))
-        assert life.guest.wait(30).code == 0
+        assert life.guest.wait(PATIENCE * SCALE).code == 0
         assert life.output().count(b"\n") == 2
     assert names(tmp_path / "files") == []
 
@@ -226,7 +226,7 @@ def test_manager_is_killed_during_a_suspend(
         pid = life.guest.status().guest_pid
         with pytest.raises(GuestStateError, match="ended"):
             life.guest.suspend(files / "a", block_size=SMALL_BLOCK)
-        assert life.guest.wait(30).code == 137
+        assert life.guest.wait(PATIENCE * SCALE).code == 137
         await_end(pid)
     monkeypatch.delenv("MEMVM_FAULTS")
     assert running_guests() == []
