@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,9 @@ def test_bad_pages_that_are_thrown_away_are_zero(
 def ask(guest: memvm.Guest, line: str) -> str:
     """The guest's answer to a line; empty if it has ended."""
     assert guest.stdin is not None and guest.stdout is not None
-    guest.stdin.write(line.encode() + b"\n")
-    guest.stdin.flush()
+    with suppress(BrokenPipeError):
+        guest.stdin.write(line.encode() + b"\n")
+        guest.stdin.flush()
     return guest.stdout.readline().decode().rstrip("\n")
 
 
