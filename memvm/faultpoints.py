@@ -9,6 +9,7 @@ process that it starts, with the environment variable MEMVM_FAULTS:
     kill        SIGKILL to the process itself
     enospc eio  OSError with that errno, as a full or broken disk gives
     stall=0.2   sleep that many seconds
+    hold=FILE   wait as long as there is such a file, with a line in it for each that waits
     ...@N       only at the N-th firing, counted from 1; without it, at every firing
 """
 
@@ -19,11 +20,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from itertools import count
+from pathlib import Path
 
 from memvm.errors import UsageError
+
+_LOOK_INTERVAL = 0.005
+"""Seconds between two looks whether a file is still there."""
 
 
 class FaultPoint(StrEnum):
@@ -48,6 +53,7 @@ class FaultPoint(StrEnum):
     SUSPEND_STOPPED = "suspend.stopped", "the guest stands still, and the rest is about to be saved"
     SUSPEND_SAVED = "suspend.saved", "the file is whole, and the guest has not been ended"
     LOAD_READ = "load.read", "a checkpoint file is about to be read"
+    LOAD_CHUNKS = "load.chunks", "pages of a checkpoint are about to be read, whose header and index were"
     LEDGER_BEFORE_RENAME = "ledger.before_rename", "what a verifier remembers is written anew, under a temporary name"
     ANCHOR_BEFORE_EXTEND = "anchor.before_extend", "an event is in the TPM's log, and its PCR is not extended"
     DISK_KEYSLOT_WRITTEN = "disk.keyslot_written", "a disk's new keyslot is written, and no header knows it"
@@ -118,7 +124,7 @@ def parse_faults(text: str) -> dict[FaultPoint, tuple[Action, int]]:
         except ValueError as error:
             raise UsageError(
                 f"MEMVM_FAULTS: cannot understand {item!r}: {error}",
-                hint="write POINT=kill|enospc|eio|stall=SECONDS, with @N for the N-th firing; "
+                hint="write POINT=kill|enospc|eio|stall=SECONDS|hold=FILE, with @N for the N-th firing; "
                 "memvm doctor --fault-points lists the points",
             ) from None
     return faults
@@ -134,7 +140,18 @@ def _action(text: str) -> Action:
     if kind == "stall":
         seconds = float(value)
         return lambda: time.sleep(seconds)
+    if kind == "hold" and value:
+        return lambda: _await_removal(Path(value))
     raise ValueError(f"no such action: {text!r}")
+
+
+def _await_removal(file: Path) -> None:
+    with suppress(FileNotFoundError):
+        fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)  # which never makes it
+        os.write(fd, b"held\n")
+        os.close(fd)
+    while file.exists():
+        time.sleep(_LOOK_INTERVAL)
 
 
 def _raise_os_error(code: int) -> None:

@@ -75,8 +75,28 @@ def test_parsed_stall_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slept == [0.2]
 
 
+def test_parsed_hold_waits_until_the_file_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, looks = tmp_path / "gate", list[float]()
+    gate.touch()
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        assert gate.read_text() == "held\n"
+        if len(looks) == 3:
+            gate.unlink()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    ((action, at),) = parse_faults(f"load.chunks=hold={gate}@2").values()
+    assert at == 2
+    for _ in range(2):
+        with arm(OTHER, action):
+            fire(OTHER)
+    assert len(looks) == 3 and not gate.exists()
+
+
 @pytest.mark.parametrize(
-    "text", ["nowhere=kill", "load.read", "load.read=fly", "load.read=eio@x", "load.read=stall=long"]
+    "text",
+    ["nowhere=kill", "load.read", "load.read=fly", "load.read=eio@x", "load.read=stall=long", "load.read=hold="],
 )
 def test_malformed_faults_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="MEMVM_FAULTS") as raised:

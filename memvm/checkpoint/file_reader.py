@@ -108,6 +108,7 @@ class CheckpointFile:
     def read_frame(self, chunk: int) -> bytes:
         """The compressed frame of a chunk, checksum compared. Raises CheckpointError."""
         try:
+            fire(FaultPoint.LOAD_CHUNKS)
             frame = self._read(self.index.chunk_offset[chunk], self.index.chunk_length[chunk])
         except (FormatError, OSError) as error:
             raise checkpoint_error(f"{self.path}: chunk {chunk}", error) from error
@@ -123,6 +124,7 @@ class CheckpointFile:
         index = self.index
         start = index.chunk_offset[first]
         try:
+            fire(FaultPoint.LOAD_CHUNKS)
             data = memoryview(self._read(start, index.chunk_offset[last] + index.chunk_length[last] - start))
         except (FormatError, OSError) as error:
             raise checkpoint_error(f"{self.path}: chunks {first} to {last}", error) from error

@@ -12,10 +12,13 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+import pytest
 import zstandard
 
 import memvm
@@ -24,6 +27,8 @@ from memvm.checkpoint.file_reader import CheckpointFile
 from memvm.checkpoint.file_writer import CheckpointWriter
 from memvm.checkpoint.inspect import Inspection, inspect
 from memvm.checkpoint.unchanged import unchanged
+from memvm.faultpoints import FaultPoint
+from memvm.manager.guest import Progress
 from memvm.memory.pages import PageRun, runs_of
 from memvm.units import PAGE_SIZE
 from tests.checkpoint.parts import take_apart
@@ -68,6 +73,15 @@ class Life:
             assert time.monotonic() < deadline, f"it did not happen within {PATIENCE} s{said}"
             time.sleep(0.005)
 
+    def stand_at_line(self, count: int) -> None:
+        """Let a guest that was started to stand still after a call go on until it has written so many lines; it stands
+        still again, however long nobody looks."""
+        while True:
+            self.guest.wait_until_paused(PATIENCE * SCALE)
+            if self.output().count(b"\n") >= count:
+                return
+            self.guest.resume(1)
+
     def save(self, path: Path, live: bool = True, **options: Any) -> bytes:
         """Save the guest; returns what it had written at that instant."""
         self.guest.checkpoint(path, live=live, **options)
@@ -108,12 +122,84 @@ def look(path: Path) -> Inspection:
     return inspect(path, False, lambda done, total: None)
 
 
+def go_on_once(life: Life) -> Progress:
+    """A progress of a save that lets a guest that stands still go on, when the save has begun."""
+    gone_on: list[bool] = []
+
+    def progress(_done: int, _total: int) -> None:
+        if not gone_on:
+            gone_on.append(True)
+            life.guest.resume()
+
+    return progress
+
+
+class Gate:
+    """A file as long as which exists a fault point holds whoever passes it: `MEMVM_FAULTS=POINT=hold=FILE`."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __str__(self) -> str:
+        return str(self._file)
+
+    def shut(self) -> None:
+        """From now on they are held."""
+        self._file.touch()
+
+    def open(self) -> None:
+        """Those that are held go on."""
+        self._file.unlink(missing_ok=True)
+
+    @property
+    def holds_somebody(self) -> bool:
+        """Whether anybody has come there since it was shut."""
+        return self._file.stat().st_size > 0
+
+    @contextmanager
+    def shut_for_lines(self, life: Life, count: int) -> Iterator[None]:
+        """Who comes there within the block is held until the guest has written so many lines meanwhile."""
+
+        def open_then() -> None:
+            try:
+                life.wait_for(lambda: self.holds_somebody)
+                life.await_lines(life.output().count(b"\n") + count)
+            finally:
+                self.open()
+
+        self.shut()
+        watching = ThreadPoolExecutor(1)
+        try:
+            seen = watching.submit(open_then)
+            yield
+            seen.result()
+        finally:
+            watching.shutdown()
+
+
+@contextmanager
+def traced_saves_held(file: Path) -> Iterator[Gate]:
+    """A gate at which the live saves of guests that are started within the block are held, as long as it is shut, when
+    they have placed their traces: what the guest does then is active."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEMVM_FAULTS", f"{FaultPoint.SAVE_TRACED}=hold={file}")
+        yield Gate(file)
+
+
 def await_end(pid: int) -> None:
     """Wait for the end of a process, which the kernel brings about in milliseconds."""
     deadline = time.monotonic() + PATIENCE * SCALE
-    while Path(f"/proc/{pid}").exists():
+    while _runs(pid):
         assert time.monotonic() < deadline, f"process {pid} is still there"
         time.sleep(0.005)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process: it has ended also if whoever adopted it has not asked for its status yet."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def chunk_of(path: Path, address: int) -> int:

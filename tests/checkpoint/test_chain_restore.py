@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,7 @@ from memvm.checkpoint.chain import Chain
 from memvm.checkpoint.inspect import inspect
 from memvm.errors import CheckpointError
 from memvm.report.checkpoints import inspection_text
-from tests.checkpoint.lives import damage, look, on_top_of, restored, running
+from tests.checkpoint.lives import damage, look, on_top_of, restored, running, traced_saves_held
 from tests.checkpoint.test_save_restore import assert_continues, native_output
 from tests.support import MemvmCli
 
@@ -39,11 +40,12 @@ class Saved(NamedTuple):
 @pytest.fixture(scope="module")
 def saved(guests: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
     folder = tmp_path_factory.mktemp("chain")
-    written = b""
-    with running(folder / "life", guests["patterns"], *ARGUMENTS) as life:
-        for name in ("a", "b", "c"):
+    with traced_saves_held(folder / "gate") as gate, running(folder / "life", guests["patterns"], *ARGUMENTS) as life:
+        for name in ("a", "b"):
             life.await_lines(life.output().count(b"\n") + 1)
-            written = life.save(folder / f"whole-{name}.ckpt", live=name == "c")
+            life.save(folder / f"whole-{name}.ckpt", live=False)
+        with gate.shut_for_lines(life, 2):
+            written = life.save(folder / "whole-c.ckpt")
     (folder / "whole-a.ckpt").rename(folder / "a.ckpt")
     on_top_of(folder / "a.ckpt", folder / "whole-b.ckpt", folder / "b.ckpt")
     on_top_of(folder / "b.ckpt", folder / "whole-c.ckpt", folder / "c.ckpt")
@@ -79,7 +81,7 @@ def test_chain_is_inspected_and_verified(saved: Saved) -> None:
 
 
 def test_active_pages_of_a_chain_come_first(saved: Saved, tmp_path: Path) -> None:
-    with restored(tmp_path / "life", saved.last, cpu=0) as life:
+    with restored(tmp_path / "life", saved.last, cpu=min(os.sched_getaffinity(0))) as life:
         life.await_lines(1)
         assert life.complaints() == ""
     with Chain.open(saved.last) as chain:

@@ -17,7 +17,7 @@ from memvm.errors import GuestStateError, MemvmError
 from memvm.faultpoints import FaultPoint
 from memvm.manager.client import running as running_guests
 from memvm.units import MIB
-from tests.checkpoint.lives import Life, await_end, look, restored, running
+from tests.checkpoint.lives import PATIENCE, SCALE, Life, await_end, look, restored, running
 from tests.checkpoint.test_incremental import CHANGING, ENGINES
 from tests.checkpoint.test_save_goes_wrong import SMALL_BLOCK, names
 from tests.checkpoint.test_save_restore import assert_continues, native_output
@@ -83,7 +83,7 @@ def test_manager_is_killed(
         pid = life.guest.status().guest_pid
         with pytest.raises(GuestStateError, match="ended"):
             life.guest.checkpoint(files / "b", live=live, parent=files / "a", block_size=SMALL_BLOCK)
-        assert life.guest.wait(30).code == 128 + signal.SIGKILL
+        assert life.guest.wait(PATIENCE * SCALE).code == 128 + signal.SIGKILL
         await_end(pid)
     monkeypatch.delenv("MEMVM_FAULTS")
     assert running_guests() == []

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,19 @@ from memvm.machine.layout import RAM_BASE
 from memvm.manager.client import running as running_guests
 from memvm.memory.pages import BAD
 from memvm.units import PAGE_SIZE
-from tests.checkpoint.lives import Life, await_end, change_state, chunk_of, damage, look, restored, running
+from tests.checkpoint.lives import (
+    PATIENCE,
+    SCALE,
+    Gate,
+    Life,
+    await_end,
+    change_state,
+    chunk_of,
+    damage,
+    look,
+    restored,
+    running,
+)
 from tests.checkpoint.parts import take_apart
 
 PATTERNS = ("4", "0", "10", "0", "0", "plain")
@@ -60,7 +73,7 @@ def test_guest_meets_a_damaged_chunk(engine: str, checkpoint: Path, tmp_path: Pa
     chunk = chunk_of(checkpoint, largest_region(checkpoint))
     pages = damage(checkpoint, chunk)
     with restored(tmp_path / "life", checkpoint, engine=engine) as life:
-        ending = life.guest.wait(30)
+        ending = life.guest.wait(PATIENCE * SCALE)
         assert ending.code == 135
         assert b"should be" not in life.output(), "the guest has seen no wrong byte"
         assert mentioned_pages(life.complaints()) >= {min(pages), max(pages)}
@@ -99,7 +112,7 @@ def test_guest_meets_a_damaged_chunk_after_everything_else_was_loaded(
             assert answer in ("", f"value {f'{number} ' * 4000}"), "what comes is right, or nothing comes"
             if not answer:
                 break
-        assert guest.wait(30).code == 135
+        assert guest.wait(PATIENCE * SCALE).code == 135
 
 
 def test_bad_pages_that_are_thrown_away_are_zero(
@@ -116,7 +129,7 @@ def test_bad_pages_that_are_thrown_away_are_zero(
             assert machine.ram.flags[page] & BAD
             machine.ram.discard(page, 1)
         machine.start()
-        ending = machine.wait(30)
+        ending = machine.wait(PATIENCE * SCALE)
     finally:
         machine.close()
     assert ending is not None and ending.code == 1, "the guest itself finds them changed"
@@ -127,8 +140,9 @@ def test_bad_pages_that_are_thrown_away_are_zero(
 def ask(guest: memvm.Guest, line: str) -> str:
     """The guest's answer to a line; empty if it has ended."""
     assert guest.stdin is not None and guest.stdout is not None
-    guest.stdin.write(line.encode() + b"\n")
-    guest.stdin.flush()
+    with suppress(BrokenPipeError):
+        guest.stdin.write(line.encode() + b"\n")
+        guest.stdin.flush()
     return guest.stdout.readline().decode().rstrip("\n")
 
 
@@ -145,22 +159,21 @@ def test_hypercall_meets_a_damaged_chunk(engine: str, guests: dict[str, Path], t
     pages = damage(path, chunk_of(path, call.arguments[1]))
     with memvm.restore(path, engine=engine, **PIPES) as guest:
         assert ask(guest, "get colour") == ""
-        ending = guest.wait(30)
+        ending = guest.wait(PATIENCE * SCALE)
     assert ending.code == 135
     assert mentioned_pages(ending.reason) & pages, ending.reason
 
 
 def test_damaged_chunk_that_nobody_touches(engine: str, guests: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "a"
-    with running(tmp_path / "1", guests["ticker"], "8", "1", "4", "250", engine=engine) as life:
-        life.await_lines(5)
-        life.guest.pause()
+    with running(tmp_path / "1", guests["ticker"], "8", "1", "4", "250", engine=engine, pause_after_calls=1) as life:
+        life.stand_at_line(5)
         life.save(path, live=False)  # so that its pages are stored in their order
     region = max(look(path).regions, key=lambda region: region.pages_data)
     pages = damage(path, chunk_of(path, region.start + 100 * PAGE_SIZE))  # cold: only the end is used
     with restored(tmp_path / "2", path, engine=engine) as life:
         life.await_complaint("could not be verified")
-        assert life.guest.wait(30).code == 0
+        assert life.guest.wait(PATIENCE * SCALE).code == 0
         assert life.output().splitlines()[-1].startswith(b"tick 250 ")
         assert f"pages {min(pages)} to {max(pages)} of guest RAM" in life.complaints()
         assert life.complaints().count("could not be verified") == 1
@@ -187,11 +200,14 @@ def test_cut_file_starts_nothing(lazy: bool, checkpoint: Path) -> None:
 def test_file_is_cut_while_the_guest_is_being_restored(
     engine: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MEMVM_FAULTS", "load.read=stall=0.05")
+    gate = Gate(tmp_path / "gate")
+    gate.shut()
+    monkeypatch.setenv("MEMVM_FAULTS", f"load.chunks=hold={gate}")
     with restored(tmp_path / "life", checkpoint, engine=engine) as life:
         with open(checkpoint, "r+b") as file:
             file.truncate(4096)
-        assert life.guest.wait(30).code == 135
+        gate.open()
+        assert life.guest.wait(PATIENCE * SCALE).code == 135
         assert "cut while it was being read" in life.complaints()
         assert b"should be" not in life.output()
 
@@ -199,20 +215,26 @@ def test_file_is_cut_while_the_guest_is_being_restored(
 def test_file_may_be_replaced_and_removed_meanwhile(
     engine: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MEMVM_FAULTS", "load.read=stall=0.02")
+    gate = Gate(tmp_path / "gate")
+    gate.shut()
+    monkeypatch.setenv("MEMVM_FAULTS", f"load.chunks=hold={gate}")
     with restored(tmp_path / "life", checkpoint, engine=engine) as life:
         checkpoint.unlink()
         checkpoint.write_bytes(b"something else")
+        gate.open()
         life.await_lines(2)
         assert life.complaints() == ""
 
 
 @pytest.fixture
 def slow_life(engine: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Life]:
-    """A guest that is still being loaded."""
-    monkeypatch.setenv("MEMVM_FAULTS", "load.read=stall=0.05")
+    """A guest that is still being loaded, slowly."""
+    gate = Gate(tmp_path / "gate")
+    gate.shut()
+    monkeypatch.setenv("MEMVM_FAULTS", f"load.chunks=hold={gate},load.read=stall=0.05")
     with restored(tmp_path / "life", checkpoint, engine=engine) as life:
         assert life.guest.status().ram_deferred > 0
+        gate.open()
         yield life
 
 
@@ -225,7 +247,7 @@ def test_guest_is_killed_while_it_is_being_restored(slow_life: Life) -> None:
 def test_manager_is_killed_while_a_guest_is_being_restored(slow_life: Life) -> None:
     pid = slow_life.guest.status().guest_pid
     slow_life.guest._manager.process.kill()
-    assert slow_life.guest.wait(30).code == 137
+    assert slow_life.guest.wait(PATIENCE * SCALE).code == 137
     await_end(pid)
     assert running_guests() == []
 
@@ -359,7 +381,7 @@ def test_state_that_harms_only_the_guest(what: str, engine: str, checkpoint: Pat
         if codes == {0, 143}:
             life.await_lines(2)
             return
-        ending = life.guest.wait(60)
+        ending = life.guest.wait(60 * SCALE)
         assert ending.code in codes, ending
         assert "internal error" not in ending.reason
 

@@ -15,7 +15,7 @@ from memvm.checkpoint.chain import Chain
 from memvm.checkpoint.hint_file import Hints, hint_path, read_hints, write_hints
 from memvm.errors import GuestStateError, UsageError
 from memvm.recording.hints import PageHint
-from tests.checkpoint.lives import look, restored, running
+from tests.checkpoint.lives import PATIENCE, SCALE, look, restored, running, traced_saves_held
 from tests.checkpoint.test_save_restore import assert_continues, native_output
 from tests.support import MemvmCli
 
@@ -61,9 +61,10 @@ class Saved(NamedTuple):
 @pytest.fixture(scope="module")
 def original(guests: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Saved:
     folder = tmp_path_factory.mktemp("policies")
-    with running(folder / "life", guests["patterns"], *ARGUMENTS) as life:
+    with traced_saves_held(folder / "gate") as gate, running(folder / "life", guests["patterns"], *ARGUMENTS) as life:
         life.await_lines(2)
-        written = life.save(folder / "a.ckpt")
+        with gate.shut_for_lines(life, 2):
+            written = life.save(folder / "a.ckpt")
     return Saved(folder / "a.ckpt", written, native_output(guests["patterns"], "4", "40", *ARGUMENTS[2:]))
 
 
@@ -110,23 +111,31 @@ def test_guest_cannot_tell(policy: str, engine: str, saved: Saved, tmp_path: Pat
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_one_restore_uses_the_next_brings(engine: str, saved: Saved, tmp_path: Path) -> None:
-    how: dict[str, Any] = {"policy": "recorded", "engine": engine, "background": False, "report": True, "window": 0.3}
-    hints = hint_path(saved.path)
+def test_what_one_restore_uses_the_next_brings(
+    engine: str, saved: Saved, guests: dict[str, Path], tmp_path: Path
+) -> None:
+    with running(tmp_path / "0", guests["patterns"], *ARGUMENTS) as life:
+        life.await_lines(1)
+        written = life.save(saved.path, live=False)  # nothing is active: the first restore brings nothing
+    how: dict[str, Any] = {"policy": "recorded", "engine": engine, "background": False, "report": True, "window": 600}
     with restored(tmp_path / "1", saved.path, **how) as life:
-        life.wait_for(hints.exists)
-        life.wait_for(lambda: life.guest.restore_report().recorded_pages is not None)
+        life.await_lines(3)
         first = life.guest.restore_report()
+        assert first.demand_faults > 0
+        life.guest.kill()  # with a guest its window ends, so all that it did counts, however long that took
     found, problem = read_hints(saved.path, fresh_hints(saved.path))
-    assert (problem, found.restores, len(found.pages)) == ("", 1, first.recorded_pages)
+    assert (problem, found.restores) == ("", 1) and found.pages
     with restored(tmp_path / "2", saved.path, **how) as life:
         life.await_lines(3)
-        assert_continues(saved.written + life.output(), saved.natively)
+        assert_continues(written + life.output(), saved.natively)
         second = life.guest.restore_report()
     assert second.recorded_pages is None, "it is recorded once, unless somebody wants it"
-    assert second.demand_faults < first.demand_faults or not first.demand_faults
-    with restored(tmp_path / "3", saved.path, engine=engine, record=True, window=0.1) as life:
-        life.wait_for(lambda: read_hints(saved.path, fresh_hints(saved.path))[0].restores == 2)
+    assert second.demand_faults < first.demand_faults
+    with restored(tmp_path / "3", saved.path, engine=engine, record=True, report=True, window=0.1) as life:
+        life.wait_for(lambda: life.guest.restore_report().recorded_pages is not None)
+        found, problem = read_hints(saved.path, fresh_hints(saved.path))
+        assert (problem, found.restores) == ("", 2)
+        assert len(found.pages) == life.guest.restore_report().recorded_pages
 
 
 def test_a_guest_that_ends_before_the_window_is_recorded(guests: dict[str, Path], tmp_path: Path) -> None:
@@ -134,7 +143,7 @@ def test_a_guest_that_ends_before_the_window_is_recorded(guests: dict[str, Path]
     with memvm.Guest([guests["kv"]], ram="64M", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guest:
         guest.checkpoint(path)
     with restored(tmp_path / "life", path, record=True, window=60) as life:
-        assert life.guest.wait(30).code == 0
+        assert life.guest.wait(PATIENCE * SCALE).code == 0
         assert life.complaints() == ""
     assert read_hints(path, fresh_hints(path))[0].pages
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import memvm
-from memvm.errors import GuestStateError, MemvmError, SaveError
+from memvm.errors import GuestStateError, SaveError
 from memvm.faultpoints import FaultPoint
 from memvm.machine.config import EngineChoice, GuestConfig, RunOptions
 from memvm.machine.machine import Machine
@@ -25,13 +25,17 @@ from memvm.memory.pages import PageRun
 from memvm.memory.ram import GuestRam
 from memvm.memory.snapshot import Snapshot
 from memvm.units import KIB, MIB, PAGE_SIZE
-from tests.checkpoint.lives import Life, await_end, restored, running
+from tests.checkpoint.lives import PATIENCE, SCALE, Gate, Life, await_end, restored, running
 
 SMALL_BLOCK = 256 * KIB
 SLOW = "save.block_write=stall=0.1"
-"""Makes sixteen writes of a save take more than a second."""
+"""Makes sixteen writes of a save take about a second."""
+SMALLEST_BLOCK = 64 * KIB
+"""For saves that end early: with these, one that went on would take seconds."""
 MEMORY = ("4", "0", "10", "0", "0", "plain")
 """Arguments of patterns: incompressible memory, so that it makes sixteen small blocks."""
+ONE_MORE = ("4", "2", *MEMORY[2:])
+"""The same, and the guest ends with its second line."""
 
 
 @contextmanager
@@ -68,48 +72,75 @@ def test_save_is_given_up(
     (tmp_path / "files").mkdir()
     with patterns(guests, tmp_path, engine=engine) as life:
         with pytest.raises(GivenUp):
-            life.guest.checkpoint(tmp_path / "files" / "a", live=live, block_size=SMALL_BLOCK, progress=give_up)
+            life.guest.checkpoint(tmp_path / "files" / "a", live=live, block_size=SMALLEST_BLOCK, progress=give_up)
         assert names(tmp_path / "files") == []
         assert_goes_on(life)
         life.save(tmp_path / "files" / "a", live)
         assert names(tmp_path / "files") == ["a"]
 
 
-@pytest.mark.parametrize("live", [True, False])
-def test_second_save_at_once_is_refused(
-    live: bool, guests: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MEMVM_FAULTS", SLOW)
-    refused: list[MemvmError] = []
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Where saves are held before they write their first block."""
+    gate = Gate(tmp_path / "gate")
+    monkeypatch.setenv("MEMVM_FAULTS", f"save.block_write=hold={gate}")
+    gate.shut()
+    return gate
 
-    def save_again(_done: int, _total: int) -> None:
-        if not refused:
+
+class SaveAgain:
+    """A progress of a save that tries to save the guest another time, and then opens the gate for the first one."""
+
+    def __init__(self, life: Life, path: Path, gate: Gate) -> None:
+        self._life, self._path, self._gate = life, path, gate
+        self.refusal = ""
+
+    def __call__(self, _done: int, _total: int) -> None:
+        if not self.refusal:
             with pytest.raises(GuestStateError) as raised:
-                life.guest.checkpoint(tmp_path / "b")
-            refused.append(raised.value)
+                self._life.guest.checkpoint(self._path)
+            self.refusal = raised.value.message
+            self._gate.open()
 
+
+@pytest.mark.parametrize("live", [True, False])
+def test_second_save_at_once_is_refused(live: bool, gate: Gate, guests: dict[str, Path], tmp_path: Path) -> None:
     with patterns(guests, tmp_path) as life:
-        life.guest.checkpoint(tmp_path / "a", live=live, block_size=SMALL_BLOCK, progress=save_again)
-        assert "is being saved already" in refused[0].message
+        save_again = SaveAgain(life, tmp_path / "b", gate)
+        life.guest.checkpoint(tmp_path / "a", live=live, progress=save_again)
+        assert "is being saved already" in save_again.refusal
         assert not (tmp_path / "b").exists()
         assert_goes_on(life)
     with restored(tmp_path / "again", tmp_path / "a") as life:
         assert_goes_on(life)
 
 
+class EndMeanwhile:
+    """A progress of a save that lets a guest that stands still go on to its end, and opens the gate then."""
+
+    def __init__(self, life: Life, gate: Gate) -> None:
+        self._life, self._gate = life, gate
+        self._pid = life.guest.status().guest_pid
+
+    def __call__(self, _done: int, _total: int) -> None:
+        if self._pid:
+            self._life.guest.resume()
+            await_end(self._pid)
+            self._pid = 0
+            self._gate.open()
+
+
 @pytest.mark.parametrize("engine", ["auto", "mprotect"])
 def test_guest_ends_by_itself_during_a_live_save(
-    engine: str, guests: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, gate: Gate, guests: dict[str, Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("MEMVM_FAULTS", SLOW)
     (tmp_path / "files").mkdir()
-    # So many passes take longer than asking for the save, and less than the save, which is made to take half a second.
-    with running(tmp_path / "life", guests["patterns"], "4", "200", *MEMORY[2:], engine=engine) as life:
-        life.await_lines(1)
+    with running(tmp_path / "life", guests["patterns"], *ONE_MORE, engine=engine, pause_after_calls=1) as life:
+        life.stand_at_line(1)
         with pytest.raises(GuestStateError, match="ended"):
-            life.guest.checkpoint(tmp_path / "files" / "a", live=True, block_size=SMALL_BLOCK)
-        assert life.guest.wait(30).code == 0
-        assert life.output().count(b"\n") == 200
+            life.guest.checkpoint(tmp_path / "files" / "a", live=True, progress=EndMeanwhile(life, gate))
+        assert life.guest.wait(PATIENCE * SCALE).code == 0
+        assert life.output().count(b"\n") == 2
     assert names(tmp_path / "files") == []
 
 
@@ -129,9 +160,9 @@ def test_guest_is_killed_during_a_save(
 
     with patterns(guests, tmp_path, engine=engine) as life:
         with pytest.raises(GuestStateError, match="ended"):
-            life.guest.checkpoint(tmp_path / "files" / "a", live=live, block_size=SMALL_BLOCK, progress=kill)
+            life.guest.checkpoint(tmp_path / "files" / "a", live=live, block_size=SMALLEST_BLOCK, progress=kill)
         killers[0].join()
-        assert life.guest.wait(30).code == 137
+        assert life.guest.wait(PATIENCE * SCALE).code == 137
     assert names(tmp_path / "files") == []
 
 
@@ -150,7 +181,7 @@ def test_manager_is_killed_during_a_save(
         pid = life.guest.status().guest_pid
         with pytest.raises(GuestStateError, match="ended"):
             life.guest.checkpoint(files / "a", live=point == FaultPoint.SAVE_TRACED, block_size=SMALL_BLOCK)
-        assert life.guest.wait(30).code == 137
+        assert life.guest.wait(PATIENCE * SCALE).code == 137
         await_end(pid)
     monkeypatch.delenv("MEMVM_FAULTS")
     assert running_guests() == []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoint.lives import SCALE
 from tests.programs.interrupted import MANNERS, Job, Manner, dealt, finish_after_save, seeded_moments
 from tests.support import MemvmCli
 
@@ -115,6 +116,6 @@ def test_stands_in_a_pipeline(busybox: Path, inputs: dict[str, Path], memvm_cli:
     ):
         assert first.stdout is not None
         result = memvm_cli("run", "--", busybox, "sha256sum", stdin=first.stdout, code=0)
-        assert first.wait(60) == 0
+        assert first.wait(60 * SCALE) == 0
     native = subprocess.run([busybox, "sort", inputs["text"]], stdout=subprocess.PIPE, check=True, env={}).stdout
     assert result.text.split()[0] == hashlib.sha256(native).hexdigest()

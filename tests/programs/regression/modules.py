@@ -49,5 +49,6 @@ OTHERWISE: Mapping[str, str] = {
     "test_pidfd_open": "no descriptors of processes",
     "PidfdSignalTest": "no descriptors of processes",
     "test_preadv_flags": "no RWF_HIPRI",
+    "test_search_anchor_at_beginning": "it fails where it is not run for 0.1 s, and a busy machine sees to that",
 }
 """Parts of the names of tests that pass natively and do not in a guest, and why."""
