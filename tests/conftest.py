@@ -13,10 +13,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.leaks import leaks_since, take_census
 from tests.support import MemvmCli
+
+# How long an example takes says how busy the machine is. Without a deadline, making the data has half a minute, too.
+hypothesis.settings.register_profile("memvm", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("memvm")
 
 ROOT = Path(__file__).parent.parent
 GRACE = 10.0

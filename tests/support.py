@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -103,6 +105,24 @@ def kill_tree(pid: int) -> None:
         for process in [*parent.children(recursive=True), parent]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def stop(pid: int) -> None:
+    """Stop a process, until somebody sends it SIGCONT; returns when it stands still.
+
+    The signal wakes one thread, and only when that runs are the others told: until then they go on.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    while any(not _stands_still(task) for task in Path(f"/proc/{pid}/task").iterdir()):
+        time.sleep(0.001)
+
+
+def _stands_still(task: Path) -> bool:
+    """Whether a thread is stopped or traced, or has ended (proc_pid_stat(5))."""
+    try:
+        return task.joinpath("stat").read_text().rpartition(") ")[2][0] in "TtZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _command_line(arguments: tuple[str | Path, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -93,6 +94,14 @@ def test_after_its_end_nothing_can() -> None:
             with pytest.raises(memvm.GuestStateError, match="has ended"):
                 guest.status()
             assert other.status().state is RunState.RUNNING
+
+
+def test_after_an_end_that_nobody_waited_for_nothing_can_either() -> None:
+    with memvm.Guest(["./exit", "7"]) as guest:
+        os.waitid(os.P_PID, guest.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(memvm.GuestStateError, match="has ended"):
+            guest.status()
+        assert guest.kill().code == 7
 
 
 def test_another_guest_of_the_same_name_is_not_taken_for_it() -> None:

@@ -17,34 +17,45 @@ import pytest
 import memvm
 from memvm.checkpoint.chain import Chain
 from memvm.checkpoint.restore import read_state
+from memvm.machine.config import RunState
 from memvm.manager.client import running
 from memvm.manager.rundir import location
 from memvm.units import MIB, PAGE_SIZE
+from tests.manager.support import wait_for_state
 from tests.support import MemvmCli
 
 ENGINES = ["userfaultfd", "mprotect"]
 PATIENCE = 30.0
+FIRST_LINES = 24
+"""Calls after which a counter has begun to count: at most fifteen to start, and two for each line."""
 
 
 @contextmanager
-def started(program: Path, *arguments: str, lines: int = 1) -> Iterator[memvm.Guest]:
-    """A guest that has written so many lines."""
+def started(program: Path, *arguments: str, lines: int, calls: int) -> Iterator[memvm.Guest]:
+    """A guest that has written so many lines; with `calls`, it stands still after so many."""
     with memvm.Guest(
-        [program, *arguments], ram="64M", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [program, *arguments],
+        ram="64M",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pause_after_calls=calls,
     ) as guest:
         assert guest.stdout is not None
         for _ in range(lines):
             guest.stdout.readline()
+        if calls:
+            guest.wait_until_paused(PATIENCE)
         yield guest
 
 
 @pytest.fixture
 def saved(guests: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
-    """Makes a checkpoint of a guest."""
+    """Makes a checkpoint of a guest; of one that soon ends, after some calls, or it could be too late."""
 
-    def save(name: str, *arguments: str, lines: int = 1) -> Path:
+    def save(name: str, *arguments: str, lines: int = 1, calls: int = 0) -> Path:
         file = tmp_path / f"{name}.ckpt"
-        with started(guests[name], *arguments, lines=lines) as guest:
+        with started(guests[name], *arguments, lines=lines, calls=calls) as guest:
             guest.checkpoint(file)
         return file
 
@@ -144,7 +155,7 @@ def test_one_clone_that_ends_or_whose_manager_dies_leaves_the_others_alone(saved
 
 
 def test_clones_end_by_themselves(saved: Callable[..., Path]) -> None:
-    with memvm.restore_clones(saved("counter", "10", "20", lines=2), 3, stdout=subprocess.PIPE) as clones:
+    with memvm.restore_clones(saved("counter", "10", "20", calls=FIRST_LINES), 3, stdout=subprocess.PIPE) as clones:
         assert [ending.code for ending in clones.wait()] == [0, 0, 0]
         assert all(guest.stdout is not None and b"20" in guest.stdout.read() for guest in clones)
 
@@ -152,16 +163,18 @@ def test_clones_end_by_themselves(saved: Callable[..., Path]) -> None:
 def test_the_command_marks_lines_and_ends_with_the_highest_status(
     saved: Callable[..., Path], memvm_cli: MemvmCli
 ) -> None:
-    file = saved("counter", "20", "60", lines=2)
+    file = saved("counter", "20", "60", calls=FIRST_LINES)
     result = memvm_cli("restore", "--clones", "3", "--name", "c", file, code=0)
     for number in (1, 2, 3):
         mine = [line for line in result.text.splitlines() if line.startswith(f"[c-{number}] ")]
         assert len(mine) >= 30
     assert set(re.findall(r"^\[(.*?)\]", result.text, re.MULTILINE)) == {"c-1", "c-2", "c-3"}
-    with memvm_cli.start("restore", "--clones", "3", "--name", "c", file) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    with memvm_cli.start("restore", "--clones", "3", "--name", "c", "--pause-after-calls", "9", file) as process:
+        for name in ("c-1", "c-2", "c-3"):
+            wait_for_state(name, RunState.PAUSED, memvm_cli.time_scale)
         memvm_cli("kill", "c-2", code=0)
+        for name in ("c-1", "c-3"):
+            memvm_cli("resume", name, code=0)
         out, err = process.communicate(timeout=PATIENCE * memvm_cli.time_scale)
     assert process.returncode == 137
     assert b"[c-2] memvm: the guest was ended by `memvm kill`\n" in err
@@ -170,7 +183,9 @@ def test_the_command_marks_lines_and_ends_with_the_highest_status(
 
 def test_output_goes_to_files_if_asked_for(saved: Callable[..., Path], memvm_cli: MemvmCli, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
-    result = memvm_cli("restore", "--clones", "2", "--output", logs, saved("counter", "10", "60"), code=0)
+    result = memvm_cli(
+        "restore", "--clones", "2", "--output", logs, saved("counter", "10", "60", calls=FIRST_LINES), code=0
+    )
     assert (result.out, result.err) == (b"", "")
     assert sorted(file.name for file in logs.iterdir()) == [
         *("counter-1.err", "counter-1.out", "counter-2.err", "counter-2.out")

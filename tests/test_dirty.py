@@ -21,6 +21,11 @@ def read_page(guest: memvm.Guest, page: int) -> bytes:
     return guest.read_memory(RAM_BASE + page * PAGE_SIZE, PAGE_SIZE)
 
 
+def holds_an_array(pages: set[int], size: int) -> bool:
+    """Whether so many pages in a row are among these."""
+    return any(pages.issuperset(range(page, page + size)) for page in pages)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_counter_writes_its_hot_set(guests: dict[str, Path], engine: str) -> None:
     """counter 2 0 1: a line every 2 ms, and 1 MiB written for each."""
@@ -30,15 +35,14 @@ def test_a_counter_writes_its_hot_set(guests: dict[str, Path], engine: str) -> N
         guest.stdout.readline()
         with guest.dirty() as look:
             written: set[int] = set()
-            while len(written) < 256:  # lines may have been waiting in the pipe
+            while not holds_an_array(written, 256):  # lines may have been waiting in the pipe
                 guest.stdout.readline()
                 found = look()
                 pages = {page for first, count in found.written for page in range(first, first + count)}
                 assert found.pages_written == len(pages)
                 assert found.pages_punched == 0
                 written |= pages
-    assert len(written) <= 256 + 64
-    assert any(written.issuperset(range(page, page + 256)) for page in written), "the hot set is one array"
+                assert len(written) <= 256 + 64, "the hot set is one array"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -116,10 +120,13 @@ def contents_of(guest: memvm.Guest, page: int) -> bytes | None:
 def test_the_command(memvm_cli: MemvmCli, guests: dict[str, Path]) -> None:
     with memvm.Guest([guests["counter"], "2", "0", "1"], name="beat", ram="64M", stdout=subprocess.DEVNULL):
         lines = memvm_cli("dirty", "beat", "--every", "200ms", "--count", "5", "--json", code=0).text.splitlines()
-    looks = [json.loads(line) for line in lines]
-    assert len(looks) == 5
+        looks = [json.loads(line) for line in lines]
+        assert len(looks) == 5
+        with memvm_cli.start("dirty", "beat", "--every", "200ms", "--json") as process:
+            assert process.stdout is not None
+            while not any(look["pages_written"] >= 256 for look in looks):  # a beat takes as long as it takes
+                looks.append(json.loads(process.stdout.readline()))
     assert all(look["pages_written"] <= 256 + 64 for look in looks)
-    assert any(look["pages_written"] >= 256 for look in looks), "a second without 1 MiB written"
     assert all(look["bytes_per_second"] == pytest.approx(look["bytes_written"] / look["seconds"]) for look in looks)
 
 
@@ -130,10 +137,10 @@ def test_a_live_checkpoint_in_between(guests: dict[str, Path], tmp_path: Path) -
         with guest.dirty() as look:
             guest.checkpoint(tmp_path / "beat.ckpt")
             written: set[int] = set()
-            while len(written) < 256:  # a beat of the guest's takes as long as it takes
+            while not holds_an_array(written, 256):  # a beat of the guest's takes as long as it takes
                 guest.stdout.readline()
                 written.update(page for first, count in look().written for page in range(first, first + count))
-            assert len(written) <= 256 + 64
+                assert len(written) <= 256 + 64
         assert guest.status().dirty_rate is None
 
 

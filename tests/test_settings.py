@@ -22,7 +22,7 @@ from memvm.machine.layout import RAM_BASE
 from memvm.machine.settings import Name
 from memvm.manager.client import connect
 from tests.machine.conftest import CProgram, c_program  # noqa: F401
-from tests.support import MemvmCli
+from tests.support import MemvmCli, stop
 
 DETACH = 17
 """PTRACE_DETACH of include/uapi/linux/ptrace.h."""
@@ -226,7 +226,7 @@ def test_the_time_limit_is_a_setting(guests: Mapping[str, Path]) -> None:
 def test_attack_16_enforcer_stopped_before_it_acts(guests: Mapping[str, Path]) -> None:
     """A manager that is stopped makes no change; when it goes on, it does what was asked, and notes it."""
     with guest_of(guests, debug="off:record") as guest:
-        os.kill(guest.pid, signal.SIGSTOP)
+        stop(guest.pid)
         try:
             client = connect(guest.name, 0.3)
             with client, pytest.raises(MemvmError):
@@ -281,7 +281,7 @@ def test_attack_16_enforcer_killed_before_it_acts(guests: Mapping[str, Path], me
             assert guest.stderr is not None
             assert guest.stderr.readline().startswith(b"avxloop")
             guest_pid = guest.status().guest_pid
-            os.kill(guest.pid, signal.SIGSTOP)
+            stop(guest.pid)
             with connect(guest.name, 0.1) as client, pytest.raises(MemvmError):
                 client.request("set", timeout=0.1, name="debug", value="on")
             os.kill(guest.pid, signal.SIGKILL)

@@ -39,16 +39,16 @@ Without a terminal it prints one table, after one interval.
 
 def execute(arguments: argparse.Namespace) -> int:
     """Look, and look again."""
-    from memvm.manager.watch import Watcher
+    from memvm.manager.watch import ANSWER_TIME, Watcher
 
     interval = parse_duration(arguments.interval)
     if interval < SHORTEST_INTERVAL:
         raise UsageError(f"--interval {arguments.interval} is too short", hint=f"at least {SHORTEST_INTERVAL:g}s")
-    watcher = Watcher()
     live = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     if arguments.once or arguments.json or not live:
-        return _show_once(watcher, interval, arguments.json)
-    return _watch(watcher, interval)
+        # There is no later look that would see what comes late.
+        return _show_once(Watcher(look_time=ANSWER_TIME), interval, arguments.json)
+    return _watch(Watcher(), interval)
 
 
 def _look(watcher: Watcher) -> list[GuestActivity]:

@@ -17,6 +17,7 @@ import pytest
 
 from memvm.machine.config import RunState
 from tests.manager.support import FAKE_MEMVM, ROOT, fake_memvm, run_fake_memvm, wait_for_state
+from tests.support import stop
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_ps_of_nobody() -> None:
 
 
 def test_ps_lists_a_manager_that_does_not_answer(guest: subprocess.Popen[str]) -> None:
-    guest.send_signal(signal.SIGSTOP)
+    stop(guest.pid)
     try:
         line = run_fake_memvm("ps").stdout.splitlines()[1]
     finally:

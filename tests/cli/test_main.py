@@ -154,16 +154,15 @@ def test_a_program_that_is_not_there(memvm_cli: MemvmCli) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--fault-points"], ["ps"]])
 def test_a_reader_that_has_gone_is_no_traceback(arguments: list[str]) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "memvm", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 128 + signal.SIGPIPE
+    reading, writing = os.pipe()
+    os.close(reading)  # before there is a writer, which could be done by then
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "memvm", *arguments], check=False, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT
+        )
+    finally:
+        os.close(writing)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_closed_standard_streams_are_no_traceback() -> None:

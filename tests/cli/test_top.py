@@ -50,7 +50,12 @@ class Screen:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "", "LINES": ""},
         )
-        self.shown = ""
+        self._drawn = b""
+
+    @property
+    def shown(self) -> str:
+        """What was drawn since the last wait, without colours; what came of it so far may end anywhere."""
+        return re.sub(r"\x1b\[[0-9;]*m", "", self._drawn.decode(errors="replace"))
 
     def wait_for(self, pattern: str) -> None:
         """Until that was shown since the last wait."""
@@ -58,8 +63,8 @@ class Screen:
         while not re.search(pattern, self.shown):
             assert time.monotonic() < deadline, f"{pattern!r} was not shown, but {self.shown[-2000:]!r}"
             if select.select([self.terminal], [], [], 0.1)[0]:
-                self.shown += re.sub(r"\x1b\[[0-9;]*m", "", os.read(self.terminal, 1 << 16).decode())
-        self.shown = ""
+                self._drawn += os.read(self.terminal, 1 << 16)
+        self._drawn = b""
 
     def press(self, keys: bytes) -> None:
         os.write(self.terminal, keys)

@@ -117,11 +117,12 @@ class TestRequests:
             assert caught.value.page == BAD_PAGE // 4096
             assert client.read_memory(RAM_START, 1) == b"\0", "the connection goes on"
 
-    def test_wait_ends_with_the_guest(self, served: Served) -> None:
+    def test_wait_ends_with_the_guest(self, served: Served, time_scale: float) -> None:
         endings: list[ExitStatus] = []
         with served.connect() as client:
             waiter = threading.Thread(target=lambda: endings.append(client.wait()))
             waiter.start()
+            wait_until(lambda: served.server._busy == 1, time_scale)  # finished before, it would not hear the question
             served.server.finish(ExitStatus(3, None, "done"))
             waiter.join()
         assert endings == [ExitStatus(3, None, "done")]
@@ -214,7 +215,8 @@ class TestCheckpoint:
         connection.sendall(json.dumps({"do": "checkpoint", "path": str(tmp_path / "slow")}).encode() + b"\n")
         wait_until((tmp_path / "slow.pending").exists, time_scale)
         connection.close()
-        wait_until(lambda: not list(tmp_path.iterdir()), time_scale)
+        wait_until(lambda: not served.server._saving.locked(), time_scale)
+        assert list(tmp_path.iterdir()) == []
         with served.connect() as client:
             client.checkpoint(tmp_path / "next")
 
