@@ -79,7 +79,7 @@ class ClockPage:
 
     def _set(self, now: ClockPair, rate: float, monotonic: int) -> None:
         words = self._words
-        offset = time.time_ns() - time.monotonic_ns() - self._clocks.monotonic_offset
+        offset = _time_of_day_offset() - self._clocks.monotonic_offset
         words[_SEQUENCE] |= 1
         words[_COUNTER], words[_RATE] = now.counter, round(rate * (1 << 32))
         words[_MONOTONIC], words[_OFFSET] = monotonic & _U64, offset & _U64
@@ -121,6 +121,16 @@ class ClockPage:
         self._words.release()
         self._map.close()
         os.close(self.fd)
+
+
+def _time_of_day_offset() -> int:
+    """How far the time of day is from CLOCK_MONOTONIC, in ns: the best of a few looks, as one may be interrupted."""
+    best, offset = _U64, 0
+    for _ in range(5):
+        before, day, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        if after - before < best:
+            best, offset = after - before, day - (before + after) // 2
+    return offset
 
 
 def _machine_code() -> MachineCode | None:

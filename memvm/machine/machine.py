@@ -331,10 +331,10 @@ class Machine:
         """
         self._must_live()
         self.enforcement.require_token()
-        if calls:
-            with self.lock:
+        with self.lock:  # who saw it paused by `_pause_now` comes after it, and releases what that holds
+            if calls:
                 self.guest.pauses_at = self.guest.calls + calls
-        self._state = RunState.RUNNING
+            self._state = RunState.RUNNING
         self.tracer.release()
 
     def _must_live(self) -> None:

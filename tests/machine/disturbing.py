@@ -21,11 +21,14 @@ from memvm.machine.config import EngineChoice, GuestConfig, RunOptions
 from memvm.machine.machine import Machine
 from memvm.machine.vcpu import VcpuState
 from memvm.units import MIB
+from tests.checkpoint.lives import SCALE
 from tests.leaks import leaks_since, take_census
 from tests.machine.conftest import PROGRAMS
 
 KILLS = 40
-GRACE = 5.0
+PATIENCE = 10.0 * SCALE
+"""Seconds in which a guest that was killed has to be gone."""
+GRACE = 5.0 * SCALE
 """Seconds that threads have to end in, once they were waited for."""
 
 
@@ -59,7 +62,7 @@ def freeze(machine: Machine, chance: random.Random) -> Disturbance:
         except GuestStateError:
             break
         times += 1
-    ending = machine.wait(10)
+    ending = machine.wait(PATIENCE)
     machine.close()
     assert ending is not None
     return Disturbance(ending.code, ending.reason, times)
@@ -79,7 +82,7 @@ def kill(machine: Machine, chance: random.Random) -> Disturbance:
         machine.pause()
     if chance.random() < 0.7:
         machine.kill("chance")
-        ending = machine.wait(10)
+        ending = machine.wait(PATIENCE)
         assert ending is not None
         assert (ending.code, ending.reason) == (128 + 9, "chance"), ending
     machine.close()

@@ -20,6 +20,7 @@ from memvm.machine.layout import CLOCK_BASE
 from memvm.machine.machine import Machine
 from memvm.machine.vdso import _CODE, vdso_image
 from memvm.units import MIB
+from tests.checkpoint.lives import SCALE
 from tests.machine.conftest import CProgram
 from tests.support import MemvmCli
 
@@ -135,7 +136,7 @@ def test_the_time_costs_no_hypercall_and_is_the_managers(c_program: CProgram, tm
     machine = Machine.launch(GuestConfig(str(c_program("time")), ("time", "0"), ram_size=64 * MIB), RunOptions("time"))
     try:
         machine.start()
-        ending = machine.wait(30)
+        ending = machine.wait(60 * SCALE)
         assert ending is not None
         assert (ending.code, ending.reason) == (0, "")
         assert machine.status().hypercalls < 3000  # of the 100,000 times that it asks
@@ -148,7 +149,7 @@ def test_without_the_counter_the_time_is_a_hypercall(c_program: CProgram, monkey
     machine = Machine.launch(GuestConfig(str(c_program("time")), ("time", "0"), ram_size=64 * MIB), RunOptions("time"))
     try:
         machine.start()
-        ending = machine.wait(60)
+        ending = machine.wait(60 * SCALE)
         assert ending is not None
         assert (ending.code, ending.reason) == (0, "")
         assert machine.status().hypercalls > 100_000

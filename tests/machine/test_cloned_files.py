@@ -9,6 +9,7 @@ import pytest
 
 import memvm
 from memvm.errors import CheckpointError
+from tests.checkpoint.lives import SCALE
 from tests.machine.conftest import CProgram
 
 
@@ -34,7 +35,7 @@ def test_each_clone_has_its_own_layer(engine: str, c_program: CProgram, folder: 
     saved_with(c_program("cloned"), folder, file, "rw")
     with memvm.restore_clones(file, 3, engine=engine, stdout=subprocess.PIPE) as clones:
         told = [guest.stdout.read() for guest in clones if guest.stdout is not None]
-        assert [ending.code for ending in clones.wait(60)] == [0, 0, 0]
+        assert [ending.code for ending in clones.wait(60 * SCALE)] == [0, 0, 0]
     assert told == [b"before befclone %d\n" % number for number in (1, 2, 3)]
     assert (folder / "file").read_bytes() == b"as the host has it"
 
@@ -49,7 +50,7 @@ def test_clones_write_through_only_where_they_are_told_to(c_program: CProgram, f
         told = [guest.stdout.read() for guest in clones if guest.stdout is not None]
     assert told == [b"before befclone 1\n", b"before befclone 2\n"]
     with memvm.restore_clones(file, 1, pass_through=[folder], stdout=subprocess.PIPE) as clones:
-        assert [ending.code for ending in clones.wait(60)] == [0]
+        assert [ending.code for ending in clones.wait(60 * SCALE)] == [0]
     assert (folder / "file").read_bytes().startswith(b"befclone 1")
 
 

@@ -17,12 +17,13 @@ from memvm.machine.config import EngineChoice, ExitStatus, GuestConfig, RunOptio
 from memvm.machine.layout import MAX_RAM, MIN_RAM
 from memvm.machine.machine import Machine
 from memvm.units import MIB, PAGE_SIZE
+from tests.checkpoint.lives import SCALE
 from tests.machine.conftest import CProgram
 from tests.machine.elf_writer import CODE, DATA_ADDRESS, EXIT_CODE, TEXT_ADDRESS, Load, Program, R, W, X
 from tests.support import MemvmCli
 
 ENGINES = [EngineChoice.USERFAULTFD, EngineChoice.MPROTECT]
-LIMIT = 20.0
+LIMIT = 20.0 * SCALE
 
 COUNTING = bytes.fromhex("48ff0425" + DATA_ADDRESS.to_bytes(4, "little").hex() + "ebf6")
 """inc qword [DATA_ADDRESS]; jmp back"""

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import memvm
 from tests.checkpoint.lives import PATIENCE, SCALE
+from tests.machine.conftest import CProgram
 from tests.support import MemvmCli
 
 ENGINES = ("userfaultfd", "mprotect")
@@ -36,13 +38,12 @@ class Traced:
 
 
 @contextmanager
-def traced(argv: list[str | Path], folder: Path, engine: str, calls: int) -> Iterator[Traced]:
+def traced(argv: list[str | Path], folder: Path, engine: str, calls: int, stdin: int | None = None) -> Iterator[Traced]:
     trace = folder / "trace"
+    options: dict[str, Any] = {"strace": True, "engine": engine, "pause_after_calls": calls}
     with (
         trace.open("wb") as told,
-        memvm.Guest(
-            argv, env={}, stderr=told, stdout=subprocess.DEVNULL, strace=True, engine=engine, pause_after_calls=calls
-        ) as guest,
+        memvm.Guest(argv, env={}, stdin=stdin, stdout=subprocess.DEVNULL, stderr=told, **options) as guest,
     ):
         yield Traced(guest, trace)
 
@@ -71,10 +72,14 @@ def test_a_resume_without_a_number_is_for_good(busybox: Path, tmp_path: Path) ->
         assert guest.guest.wait(PATIENCE * SCALE).code == 0
 
 
-def test_a_pause_by_hand_does_not_undo_it(tmp_path: Path, guests: dict[str, Path]) -> None:
-    with traced([guests["ticker"]], tmp_path, "auto", 40) as guest:
+def test_a_pause_by_hand_does_not_undo_it(tmp_path: Path, c_program: CProgram) -> None:
+    """It has not made so many calls by then: it waits for its input, of which each byte is a call."""
+    with traced([c_program("steps")], tmp_path, "auto", 40, subprocess.PIPE) as guest:
         guest.guest.pause()
         guest.guest.resume()
+        assert guest.guest.stdin is not None
+        guest.guest.stdin.write(b"".join(b"%07d\n" % line for line in range(1, 11)))
+        guest.guest.stdin.flush()
         assert len(guest.await_pause()) >= 39
 
 

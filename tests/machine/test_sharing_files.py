@@ -11,6 +11,7 @@ import pytest
 import memvm
 from memvm.errors import CheckpointError
 from memvm.units import PAGE_SIZE
+from tests.checkpoint.lives import SCALE
 from tests.machine.conftest import CProgram
 from tests.machine.test_calls_like_linux import ENGINES, compare
 from tests.support import MemvmCli
@@ -67,7 +68,7 @@ def printed_to_the_end(guest: memvm.Guest) -> list[str]:
     guest.stdin.write(b"go on\n")
     guest.stdin.close()
     lines = guest.stdout.read().decode().splitlines()
-    assert guest.wait(60).code == 0, lines
+    assert guest.wait(60 * SCALE).code == 0, lines
     return lines
 
 

@@ -188,6 +188,8 @@ def wait_until_idle(cli: MemvmCli, name: str) -> None:
     deadline = time.monotonic() + 20 * cli.time_scale
     while time.monotonic() < deadline:
         [guest] = [guest for guest in json.loads(cli("ps", "--json", code=0).text) if guest["name"] == name]
+        if guest["status"] is None:  # its manager did not answer in time
+            continue
         calls = guest["status"]["hypercalls"]
         if calls == seen:
             return

@@ -1,4 +1,7 @@
-/* Holds everything open that can be open, says so, waits for a line, and prints what it can still do with each. */
+/* Holds everything open that can be open, says so, waits for a line, and prints what it can still do with each.
+ *
+ *     held FOLDER [TMP]      with some of it in TMP, /tmp if it is not given
+ */
 #include "show.h"
 #include <dirent.h>
 #include <fcntl.h>
@@ -28,11 +31,14 @@ static int begun(const char *path, int flags, int skip)
 
 int main(int argc, char **argv)
 {
+    char nameless_path[4096], many[4096];
+    snprintf(nameless_path, sizeof nameless_path, "%s/nameless", argc > 2 ? argv[2] : "/tmp");
+    snprintf(many, sizeof many, "%s/many", argc > 2 ? argv[2] : "/tmp");
     umask(027);
     chdir(argv[1]);
     int host = begun("file", O_RDONLY, 2), second = dup(host), made = begun("made", O_RDWR | O_CREAT, 5);
-    int nameless = begun("/tmp/nameless", O_RDWR | O_CREAT, 8), null = open("/dev/null", O_RDWR), ends[2], full[2];
-    unlink("/tmp/nameless");
+    int nameless = begun(nameless_path, O_RDWR | O_CREAT, 8), null = open("/dev/null", O_RDWR), ends[2], full[2];
+    unlink(nameless_path);
     int append = open("made", O_WRONLY | O_APPEND);
     int proc = begun("/proc/self/comm", O_RDONLY, 1);
     pipe(ends);
@@ -43,12 +49,12 @@ int main(int argc, char **argv)
         lot++;
     close(full[1]);
     fcntl(made, F_SETFD, FD_CLOEXEC);
-    mkdir("/tmp/many", 0777);
+    mkdir(many, 0777);
     for (int i = 0; i < 40; i++) {
-        sprintf(text, "/tmp/many/%02d", i);
+        snprintf(text, sizeof text, "%s/%02d", many, i);
         close(open(text, O_CREAT | O_WRONLY, 0666));
     }
-    DIR *folder = opendir("/tmp/many");
+    DIR *folder = opendir(many);
     int seen = 0;
     for (; seen < 10; seen++)
         readdir(folder);
