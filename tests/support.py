@@ -125,6 +125,13 @@ def _stands_still(task: Path) -> bool:
         return True
 
 
+def descriptors_of(pid: int) -> Iterator[tuple[Path, str]]:
+    """What a process has open: the path of each descriptor in /proc, and what the kernel calls it."""
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            yield path, os.readlink(path)  # noqa: PTH115 - names such as socket:[7] are no paths
+
+
 def _command_line(arguments: tuple[str | Path, ...]) -> str:
     return " ".join(["memvm", *map(str, arguments)])
 

@@ -80,9 +80,11 @@ def share_out(
     try:
         look()
         for thread in threads:
+            thread.join(_WATCH_INTERVAL)
             while thread.is_alive():
-                thread.join(_WATCH_INTERVAL)
                 look()
+                thread.join(_WATCH_INTERVAL)
+        look()
     except BaseException as error:
         failures.append(error)
         raise

@@ -155,9 +155,9 @@ def address(lab: Lab, time_scale: float) -> Iterator[tuple[str, int]]:
     thread.join()
 
 
-def test_it_stays_up(lab: Lab, address: tuple[str, int]) -> None:
+def test_it_stays_up(lab: Lab, address: tuple[str, int], time_scale: float) -> None:
     """Slow clients hold their connections, others send nonsense, and many ask at once."""
-    url = f"http://{address[0]}:{address[1]}"
+    url, patience = f"http://{address[0]}:{address[1]}", 20 * time_scale
     slow = [socket.create_connection(address) for _ in range(50)]
     try:
         for connection in slow:
@@ -172,16 +172,16 @@ def test_it_stays_up(lab: Lab, address: tuple[str, int]) -> None:
 
         def round_trip(_: int) -> int:
             request = urllib.request.Request(url + NEW, b'{"audience": "broker"}', method="POST")
-            with urllib.request.urlopen(request, timeout=20) as response:
+            with urllib.request.urlopen(request, timeout=patience) as response:
                 location = response.headers["Location"]
             session = lab.verifier._sessions[location.rpartition("/")[2]]
-            with urllib.request.urlopen(url + location, lab.message(session), timeout=20) as response:
+            with urllib.request.urlopen(url + location, lab.message(session), timeout=patience) as response:
                 return int(response.status)
 
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(round_trip, range(40))) == {200}
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(url + "/nowhere", timeout=20)
+            urllib.request.urlopen(url + "/nowhere", timeout=patience)
         assert refused.value.code == 404
         refused.value.close()
     finally:

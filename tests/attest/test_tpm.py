@@ -109,7 +109,7 @@ def test_attack_16_enforcer_killed_before_it_acts_between_log_and_pcr(
         started(guest)
         with pytest.raises(memvm.MemvmError):
             guest.change_setting("debug", "on")
-        guest.wait(20)
+        guest.wait(20 * lesson.cli.time_scale)
     monkeypatch.delenv("MEMVM_FAULTS")
     lesson.cli("ps", code=0)  # removes what the dead manager left
     assert len(log_of(lesson)) == 2 * RECORD_SIZE

@@ -32,6 +32,22 @@ def test_each_piece_is_done_once_by_as_many_threads_as_there_are_cpus() -> None:
     assert len(set(began)) == cpus
 
 
+def test_who_watches_looks_at_first_and_at_last() -> None:
+    """Also if all is done before the first look is over."""
+    done: list[int] = []
+    seen: list[int] = []
+
+    def watch() -> None:
+        seen.append(len(done))
+        for thread in threading.enumerate():
+            if thread.name == "test":
+                thread.join()
+
+    share_out(fetch_from(iter(range(10))), lambda: done.append, watch, name="test")
+    assert len(seen) == 2
+    assert seen[-1] == 10
+
+
 @pytest.mark.parametrize(("niceness", "bound"), [(0, False), (3, False), (3, True)])
 def test_threads_work_at_the_priority_and_on_the_cpus_that_were_asked_for(niceness: int, bound: bool) -> None:
     seen: list[tuple[int, set[int]]] = []

@@ -37,7 +37,7 @@ class Forwarder:
 
     @property
     def passed(self) -> bytes:
-        """All that has passed; each direction of a connection after the other, as it came."""
+        """All that has passed, once it has ended; each direction of a connection after the other, as it came."""
         with self._lock:
             return bytes(self._passed)
 

@@ -15,6 +15,7 @@ import pytest
 
 from memvm.cli.demo_lab import SEALED, DemoLab, Running
 from tests.sealed.test_attacks_on_memory import found_in, memory_of, needs_open_processes
+from tests.support import descriptors_of
 from tools.build_guests import missing_libraries
 
 TEXT = b"what nobody but the worker may read\n" * 2000
@@ -102,5 +103,5 @@ def test_attack_34_key_not_wiped_after_revocation_of_a_disk_by_ending_its_guest(
 
 def ram_of(pid: int) -> BinaryIO:
     """The memory file of the guest that a process has."""
-    memory = [path for path in Path(f"/proc/{pid}/fd").iterdir() if "/memfd:" in str(path.readlink())]
+    memory = [path for path, name in descriptors_of(pid) if "/memfd:" in name]
     return max(memory, key=lambda path: path.stat().st_size).open("rb")

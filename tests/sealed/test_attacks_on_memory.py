@@ -31,7 +31,7 @@ from memvm.manager.client import connect
 from tests.sealed.attacker import ATTACKS
 from tests.sealed.conftest import secret
 from tests.sealed.lab import SealedLab, ask, guest_of, ready
-from tests.support import MemvmCli, dumps_no_core
+from tests.support import MemvmCli, descriptors_of, dumps_no_core
 
 NOBODY = 65534
 
@@ -201,12 +201,7 @@ def test_attack_29_inherited_descriptor(guest: memvm.Guest) -> None:
 
 def opened_by(pid: int) -> set[str]:
     """What can be told apart of a process's descriptors: files, pipes and sockets, and not all timers, say."""
-    names = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        name = os.readlink(entry)  # noqa: PTH115
-        if not name.startswith("anon_inode") or "userfaultfd" in name:
-            names.add(name)
-    return names
+    return {name for _, name in descriptors_of(pid) if not name.startswith("anon_inode") or "userfaultfd" in name}
 
 
 def test_attack_29_read_by_proc_of_memory_opened_before_it_refused(lab: SealedLab) -> None:
@@ -231,9 +226,11 @@ def test_attack_29_read_by_proc_of_memory_opened_before_it_refused(lab: SealedLa
     try:
         with lab.launched() as guest:
             processes = platform_and_guest(ready(guest))
+            deadline = time.monotonic() + 30 * lab.cli.time_scale
+            while guest.pid not in held:
+                assert time.monotonic() < deadline
             watching = False
             thread.join()
-            assert guest.pid in held
             assert not set(processes) & held.keys()
     finally:
         watching = False

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -43,16 +44,30 @@ def until(condition: Callable[[], bool], time_scale: float) -> None:
         assert time.monotonic() < deadline
 
 
+def stop(process: psutil.Process, time_scale: float) -> None:
+    """Stop a process, and wait until none of its threads runs: kill(2) returns before, and one of them may act yet."""
+
+    def stands_still() -> bool:
+        stats = Path(f"/proc/{process.pid}/task").glob("*/stat")
+        try:
+            return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
+        except (FileNotFoundError, ProcessLookupError):  # of a thread that has just ended
+            return False
+
+    process.suspend()
+    until(stands_still, time_scale)
+
+
 def test_attack_16_enforcer_stopped_before_it_acts_for_a_sealed_guest(lab: SealedLab) -> None:
     """The platform is stopped: nothing is changed. When it goes on, it does what it was asked, and notes it."""
     with lab.launched("--setting=time-limit=none:record") as guest:
-        platform, inside = platform_and_guest(ready(guest))
-        os.kill(platform, signal.SIGSTOP)
+        platform, inside = (psutil.Process(pid) for pid in platform_and_guest(ready(guest)))
         try:
+            stop(platform, lab.cli.time_scale)
             asked_in_vain(guest)
-            assert psutil.Process(inside).is_running()
+            assert inside.is_running()
         finally:
-            os.kill(platform, signal.SIGCONT)
+            platform.resume()
         until(lambda: guest.config().changes == 1, lab.cli.time_scale)
         assert '"after":"3600s"' in guest.config().log[0]
         assert ask(guest)
@@ -63,7 +78,7 @@ def test_attack_16_enforcer_killed_before_it_acts_for_a_sealed_guest(lab: Sealed
     """The platform is killed while it is asked for a change: the guest goes with it, and its secret is nowhere."""
     with lab.launched(f"--setting=time-limit=none:{behaviour}") as guest:
         platform, inside = (psutil.Process(pid) for pid in platform_and_guest(ready(guest)))
-        platform.suspend()
+        stop(platform, lab.cli.time_scale)
         with connect(guest.name, PATIENCE) as client, suppress(MemvmError):
             client.request("set", timeout=PATIENCE, name="time-limit", value="1h")
         platform.kill()
@@ -76,7 +91,7 @@ def test_attack_16_enforcer_stopped_before_it_acts_and_its_manager_killed(lab: S
     needs_open_processes()
     with lab.launched("--setting=time-limit=none:record") as guest:
         platform, inside = (psutil.Process(pid) for pid in platform_and_guest(ready(guest)))
-        platform.suspend()
+        stop(platform, lab.cli.time_scale)
         asked_in_vain(guest)
         assert not found_in(memory_of(guest.pid), {"the secret": secret()[:32]})
         os.kill(guest.pid, signal.SIGKILL)

@@ -127,7 +127,7 @@ def test_a_sealed_guest_is_saved_on_top_of_its_checkpoints_as_a_user_does_it(
     with Forwarder(lab.keeper).running() as keeper:
         words = lab.restoring(wednesday, f"--parent={kept}", f"--key-keeper={keeper.url}")
         assert lab.cli("restore", *words, env=lab.environment, stdin=b"\n").text == answers[3]
-        assert keeper.passed.count(b"POST ") == 1
+    assert keeper.passed.count(b"POST ") == 1
 
 
 @pytest.mark.parametrize("restoring", ["--eager", "--policy=sequential", "--lazy"])

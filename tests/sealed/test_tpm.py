@@ -35,7 +35,7 @@ from tests.attest.swtpm import Swtpm, software_tpm
 from tests.sealed.conftest import SEED
 from tests.sealed.forwarder import Forwarder
 from tests.sealed.lab import SealedLab, ask, ready
-from tests.support import CliResult, MemvmCli
+from tests.support import CliResult, MemvmCli, descriptors_of
 
 PCR = 15
 KEY = GuestKey("x25519", bytes(range(32)))
@@ -417,7 +417,7 @@ def test_started_by_root_the_platform_keeps_its_tpm_open(anchored: TpmLab, tmp_p
 
 
 def opened_by(process: int) -> set[str]:
-    return {os.readlink(entry) for entry in Path(f"/proc/{process}/fd").iterdir()}  # noqa: PTH115
+    return {name for _, name in descriptors_of(process)}
 
 
 def test_a_header_claims_what_the_tpm_is_told(anchored: TpmLab, tmp_path: Path) -> None:
