@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
@@ -25,6 +24,7 @@ from tests.sealed.test_attacks_on_memory import (
     needs_open_processes,
     platform_and_guest,
 )
+from tests.support import stop
 
 PATIENCE = 0.2
 """Seconds to wait for an answer that cannot come."""
@@ -44,26 +44,12 @@ def until(condition: Callable[[], bool], time_scale: float) -> None:
         assert time.monotonic() < deadline
 
 
-def stop(process: psutil.Process, time_scale: float) -> None:
-    """Stop a process, and wait until none of its threads runs: kill(2) returns before, and one of them may act yet."""
-
-    def stands_still() -> bool:
-        stats = Path(f"/proc/{process.pid}/task").glob("*/stat")
-        try:
-            return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
-        except (FileNotFoundError, ProcessLookupError):  # of a thread that has just ended
-            return False
-
-    process.suspend()
-    until(stands_still, time_scale)
-
-
 def test_attack_16_enforcer_stopped_before_it_acts_for_a_sealed_guest(lab: SealedLab) -> None:
     """The platform is stopped: nothing is changed. When it goes on, it does what it was asked, and notes it."""
     with lab.launched("--setting=time-limit=none:record") as guest:
         platform, inside = (psutil.Process(pid) for pid in platform_and_guest(ready(guest)))
         try:
-            stop(platform, lab.cli.time_scale)
+            stop(platform.pid)
             asked_in_vain(guest)
             assert inside.is_running()
         finally:
@@ -78,7 +64,7 @@ def test_attack_16_enforcer_killed_before_it_acts_for_a_sealed_guest(lab: Sealed
     """The platform is killed while it is asked for a change: the guest goes with it, and its secret is nowhere."""
     with lab.launched(f"--setting=time-limit=none:{behaviour}") as guest:
         platform, inside = (psutil.Process(pid) for pid in platform_and_guest(ready(guest)))
-        stop(platform, lab.cli.time_scale)
+        stop(platform.pid)
         with connect(guest.name, PATIENCE) as client, suppress(MemvmError):
             client.request("set", timeout=PATIENCE, name="time-limit", value="1h")
         platform.kill()
@@ -91,7 +77,7 @@ def test_attack_16_enforcer_stopped_before_it_acts_and_its_manager_killed(lab: S
     needs_open_processes()
     with lab.launched("--setting=time-limit=none:record") as guest:
         platform, inside = (psutil.Process(pid) for pid in platform_and_guest(ready(guest)))
-        stop(platform, lab.cli.time_scale)
+        stop(platform.pid)
         asked_in_vain(guest)
         assert not found_in(memory_of(guest.pid), {"the secret": secret()[:32]})
         os.kill(guest.pid, signal.SIGKILL)
