@@ -252,7 +252,7 @@ class Guest:
         try:
             with self._connect() as client:
                 client.kill("killed by the program that started it")
-        except (GuestStateError, NoSuchGuest):
+        except GuestStateError:
             pass  # it was just ending
         return self.wait()
 
@@ -360,7 +360,10 @@ class Guest:
         ended = GuestStateError(f"guest {self.name!r} has ended")
         if self._manager.ending is not None:
             raise ended
-        client = connect(self.name)
+        try:
+            client = connect(self.name)
+        except NoSuchGuest:  # its manager has given the name back, or is about to, and wait has not been called yet
+            raise ended from None
         if client.manager_pid != self.pid:  # ours has ended, and another took its name
             client.__exit__()
             raise ended
@@ -439,5 +442,5 @@ def kill_if_paused(guest: Guest) -> None:
         with guest._connect() as client:
             if client.status().state is RunState.PAUSED:
                 client.kill("it was paused when the program that started it closed it")
-    except (ControlError, GuestStateError, NoSuchGuest):
+    except (ControlError, GuestStateError):
         pass  # it is just ending, or its manager does not answer, which whoever waits for its end will see
