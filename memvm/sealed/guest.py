@@ -28,7 +28,7 @@ from memvm.errors import (
 )
 from memvm.machine.config import ExitStatus, GuestStatus
 from memvm.machine.files_state import FilesState
-from memvm.machine.settings import Behaviour, Name, Setting, Settings
+from memvm.machine.settings import Behaviour, Change, Name, Setting, Settings
 from memvm.manager.configuration import config_from_json
 from memvm.manager.guest import Progress, Regions, Watch
 from memvm.manager.protocol import record_from_json
@@ -62,13 +62,14 @@ class SealedSettings(Settings):
         """As the platform tells it."""
         return self._ask(Kind.SETTINGS, {})
 
-    def change(self, name: Name, text: str) -> Setting:
+    def change(self, name: Name, text: str) -> Change:
         """As Settings has it; the platform carries it out."""
+        before = self.value(name)
         try:
             self._follow(self._ask(Kind.CHANGE, {"name": str(name), "value": text}))
         finally:
             self.changed()
-        return self.now()[name]
+        return Change(before, *self.now()[name])
 
 
 class SealedGuest:
