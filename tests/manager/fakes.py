@@ -84,6 +84,8 @@ class FakeRestoreOptions:
     observing: object = None
     views: tuple[Any, ...] = ()
     accept_changed_files: bool = False
+    disks: int = 0
+    without_disks: bool = False
 
 
 class FakeWatch:
