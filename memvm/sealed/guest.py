@@ -26,6 +26,7 @@ from memvm.errors import (
     SaveError,
     SettingRefused,
 )
+from memvm.linux.own_threads import Thread
 from memvm.machine.config import ExitStatus, GuestStatus
 from memvm.machine.files_state import FilesState
 from memvm.machine.settings import Behaviour, Change, Name, Setting, Settings
@@ -89,7 +90,7 @@ class SealedGuest:
         self._closed = False
         self._failure = ""
         self._settings: Settings | None = None
-        self._thread = threading.Thread(target=self._serve, name="platform", daemon=True)
+        self._thread = Thread(target=self._serve, name="platform", daemon=True)
         self._thread.start()
 
     def give_disk(self, files: DiskFiles) -> None:
@@ -174,7 +175,7 @@ class SealedGuest:
     def start(self) -> None:
         """Let the guest run."""
         self._ask(Kind.START)
-        threading.Thread(target=self._await_end, name="sealed guest's end", daemon=True).start()
+        Thread(target=self._await_end, name="sealed guest's end", daemon=True).start()
 
     def _await_end(self) -> None:
         try:
