@@ -386,6 +386,7 @@ def restore(
     rw: Sequence[StrPath] = (),
     pass_through: Sequence[StrPath] = (),
     disks: Sequence[StrPath | Disk] = (),
+    without_disks: bool = False,
     accept_changed_files: bool = False,
     engine: str = "auto",
     stdin: Stream = None,
@@ -410,12 +411,12 @@ def restore(
     first `window` seconds are noted beside the file for "recorded". With `report`, Guest.restore_report tells how
     the restore went; with `score` also how well the pages were chosen, which slows the guest in the window.
 
-    `ro`, `rw` and `pass_through` take the place of what it saw there before; a directory that it may change on the
-    host has to be given again, and so have its `disks`. A file that it has open and that was changed meanwhile is an
-    error, unless `accept_changed_files`. `verifier`, `audience` and `key_keeper` (two URLs, and a name for the
-    latter) are needed for the checkpoint of a sealed guest: who attests this platform, for whom, and who then
-    releases the key. `parents` are where checkpoints are that it was saved on top of, if they were moved. The other
-    options are as for Guest.
+    `ro`, `rw` and `pass_through` take the place of what it saw there before; a directory that it may change on the host
+    has to be given again, and so have its `disks`, in their order, unless it may go on `without_disks`. A file that it
+    has open and that was changed meanwhile is an error, unless `accept_changed_files`. `verifier`, `audience` and
+    `key_keeper` (two URLs, and a name for the latter) are needed for the checkpoint of a sealed guest: who attests this
+    platform, for whom, and who then releases the key. `parents` are where checkpoints are that it was saved on top of,
+    if they were moved. The other options are as for Guest.
     Raises CheckpointError if a file is missing, damaged or does not fit this machine, AttestationError if the key is
     not released, and UsageError for a policy that there is not or that misbehaves; nothing runs then.
     """
@@ -428,7 +429,7 @@ def restore(
     options = manager_options(name, engine, time_limit, strict, strace, cpu, tpm, pause_after_calls)
     options += [f"--parent={os.fspath(parent)}" for parent in parents]
     options += view_options(ro, rw, pass_through) + disk_options(disks)
-    options += ["--accept-changed-files"] * accept_changed_files
+    options += ["--accept-changed-files"] * accept_changed_files + ["--without-disks"] * without_disks
     asked = {"verifier": verifier, "audience": audience, "key-keeper": key_keeper}
     options += [f"--{option}={value}" for option, value in asked.items() if value]
     command, operands = ["restore", *options, *how], ["--", os.fspath(path)]

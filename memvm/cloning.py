@@ -78,6 +78,7 @@ def restore_clones(
     rw: Sequence[StrPath] = (),
     pass_through: Sequence[StrPath] = (),
     accept_changed_files: bool = False,
+    without_disks: bool = False,
     engine: str = "auto",
     output: StrPath | None = None,
     stdout: Stream = None,
@@ -93,16 +94,17 @@ def restore_clones(
     They are called `name`-1 and so on. Their standard input is empty. With PIPE, each has a stream of its own. What
     goes elsewhere goes there a line at a time, with the guest's name in front; with `output`, it goes to files in
     that directory, NAME.out and NAME.err. Each has files in memory of its own; `ro`, `rw`, `pass_through` and
-    `accept_changed_files` are as for `restore`, and hold for all of them. The file may be removed then: all of it has
-    been read. The other options are as for `restore`. Raises CheckpointError if a file is missing, damaged or does not
-    fit this machine, and HostError, UsageError or GuestStateError if one of the clones cannot be started; nothing is
-    left running then.
+    `accept_changed_files` are as for `restore`, and hold for all of them. A guest that had disks is an error, unless
+    its clones may go on `without_disks`. The file may be removed then: all of it has been read. The other options are
+    as for `restore`. Raises CheckpointError if a file is missing, damaged or does not fit this machine, and HostError,
+    UsageError or GuestStateError if one of the clones cannot be started; nothing is left running then.
     """
     if output is not None and subprocess.PIPE in (stdout, stderr):
         raise UsageError("output goes to files or to pipes, not to both", hint="leave one of them away")
     options = manager_options(name, engine, time_limit, strict, strace, cpu, tpm)
     options += [f"--parent={os.fspath(parent)}" for parent in parents]
     options += [*view_options(ro, rw, pass_through), *["--accept-changed-files"] * accept_changed_files]
+    options += ["--without-disks"] * without_disks
     options += [f"--output={os.fspath(output)}"] if output is not None else []
     with _Pipes() as pipes:
         pipes.make("ready", count)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
 
 from memvm.errors import HostError, MemvmError
+from memvm.linux.own_threads import too_many
 from memvm.machine.config import ExitStatus
 from memvm.manager.launch import News, manager_command
 from memvm.manager.protocol import error_from_json, record_from_json
@@ -61,6 +62,9 @@ class ManagedProcess:
             process = subprocess.Popen(
                 manager_command([*arguments, *operands]), stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=passed
             )
+        except BlockingIOError as error:
+            os.close(reading)
+            raise too_many("the guest's manager") from error
         except BaseException:
             os.close(reading)
             raise

@@ -120,6 +120,18 @@ def test_a_manager_that_is_killed_is_an_ending_too() -> None:
     assert running() == []
 
 
+def test_a_guest_that_is_just_ending_has_ended(runtime_dir: Path) -> None:
+    with memvm.Guest(["./sleep"], name="hub") as guest:
+        (runtime_dir / "hub.sock").unlink()  # as a manager does, before it gives the name back
+        with pytest.raises(memvm.GuestStateError, match="'hub' has ended"):
+            guest.status()
+        guest._manager.process.kill()
+        os.waitid(os.P_PID, guest.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(memvm.GuestStateError, match="'hub' has ended"):
+            guest.pause()
+        assert guest.kill().code == 137
+
+
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     seen: list[int] = []
     with memvm.Guest(["./sleep"]) as guest:

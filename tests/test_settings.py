@@ -292,10 +292,30 @@ def test_attack_16_enforcer_killed_before_it_acts(guests: Mapping[str, Path], me
     memvm_cli("ps", code=0)  # removes what the dead manager left
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "told"),
+    [("revoke", "tokens were revoked first, and its keys"), ("reattest", "stands still until it has a new token")],
+)
+def test_config_tells_what_a_change_did(
+    behaviour: str, told: str, guests: Mapping[str, Path], memvm_cli: MemvmCli
+) -> None:
+    with guest_of(guests, debug=f"off:{behaviour}") as guest:
+        text = memvm_cli("config", guest.name, "set", "debug=on", code=0).text
+        assert text.startswith("debug is on now, and was off: the guest")
+        assert told in text
+        assert (f"memvm attest {guest.name} --verifier" in text) == (behaviour == "reattest")
+        assert json.loads(memvm_cli("config", "--json", guest.name, "set", "debug=off", code=0).text)["changes"] == 2
+
+
 def test_config_on_the_command_line(guests: Mapping[str, Path], memvm_cli: MemvmCli) -> None:
     with guest_of(guests, debug="off:record") as guest:
         assert "debug" in memvm_cli("config", guest.name, code=0).text
-        memvm_cli("config", guest.name, "set", "debug=on", "observers=off", code=0)
+        told = memvm_cli("config", guest.name, "set", "debug=on", "debug=on", "observers=off", code=0).text
+        assert told.splitlines() == [
+            "debug is on now, and was off: the change is in its run-time register",
+            "debug was on already",
+            "observers is off now, and was on: the change is in its run-time register",
+        ]
         shown = memvm_cli("config", guest.name, code=0).text
         assert "changes: 2" in shown
         assert memvm_cli("config", guest.name, "set", "debug=perhaps", code=64).err

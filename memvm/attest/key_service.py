@@ -24,6 +24,8 @@ from memvm.errors import AttestationError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+_PATIENCE = 20.0
+"""Seconds in which a keeper who has failed can be started again."""
 RELEASE = "/checkpoint-keys/release"
 KEEPER = "/checkpoint-keys/keeper"
 
@@ -49,10 +51,14 @@ def require_keeper(public: bytes, audience: str, url: str, authority: str = "") 
 
 
 def key_release(url: str, authority: str = "") -> KeyRelease:
-    """The way to the key keeper at a URL; `authority` is as `fetch` has it."""
+    """The way to the key keeper at a URL; `authority` is as `fetch` has it.
+
+    The verifier has counted by then. So a keeper who fails is asked the same again for a while: with the same token, he
+    wraps the same key for the same platform.
+    """
 
     def release(request: bytes) -> bytes:
-        answer, _ = fetch(url, RELEASE, request, authority=authority, whom="keeper")
+        answer, _ = fetch(url, RELEASE, request, authority=authority, whom="keeper", patience=_PATIENCE)
         try:
             released = bytes.fromhex(answer_field(answer, "answer"))
         except ValueError:

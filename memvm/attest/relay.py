@@ -33,8 +33,7 @@ class HttpRelay:
 
     def _post(self, path: str, question: dict[str, str]) -> dict[str, Any]:
         body = json.dumps(question).encode()
-        how = {"kind": "application/json", "authority": self._authority, "whom": "broker"}
-        return fetch(self._url, path, body, **how)[0]
+        return fetch(self._url, path, body, kind="application/json", authority=self._authority, whom="broker")[0]
 
 
 def _blob(answer: dict[str, Any], name: str, size: int) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from memvm.checkpoint.chain import Chain
 from memvm.checkpoint.loading import load_all
 from memvm.checkpoint.restore import read_state
-from memvm.errors import HostError, SettingRefused
+from memvm.errors import CheckpointError, HostError, SettingRefused
 from memvm.files.specs import ViewSpec
 from memvm.machine.config import RunOptions
 from memvm.machine.layout import MIN_RAM, RAM_BASE
@@ -46,15 +46,21 @@ class Original:
         self._origin = origin
 
     @classmethod
-    def load(cls, path: Path, parents: Sequence[Path], progress: Progress) -> Original:
+    def load(cls, path: Path, parents: Sequence[Path], progress: Progress, *, without_disks: bool = False) -> Original:
         """Read all of a checkpoint, and verify it. `progress` hears bytes loaded, and bytes in all.
 
+        Clones have no disks: those of a guest that had some have to go on `without_disks`.
         Raises CheckpointError if the file or a parent is missing, damaged or does not fit this machine, and HostError
         if there is no memory for it; SettingRefused if the guest was launched so that it cannot be cloned.
         """
         with Chain.open(path, parents) as file:
             state = read_state(file)
             _require_cloning(path, state)
+            if state.disks and not without_disks:
+                raise CheckpointError(
+                    f"{path}: the guest had a disk, which belongs to one guest and cannot be given to clones",
+                    hint="--without-disks lets them go on without",
+                )
             origin = file.header.checkpoint_id, file.files[0].commit_sha256
             size = file.header.ram_size
             try:

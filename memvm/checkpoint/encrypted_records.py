@@ -155,6 +155,9 @@ class _Room(NamedTuple):
     """For a record. It stays in the processor's cache from where it is filled to where it is encrypted."""
     records: bytearray
 
+    def __repr__(self) -> str:
+        return f"_Room({len(self.plain)} and {len(self.records)} bytes)"
+
 
 def _by_records(
     pieces: Sequence[bytes | memoryview], offset: int, record_size: int

@@ -179,6 +179,8 @@ class Inspection:
     thread_name: str
     generation: int
     """How many restores lay behind the guest."""
+    disks: int
+    """How many it had: a restore is given as many. 0 also if an older version saved it, which did not say."""
     index_size: int
     state_size: int
     """Bytes of the state in the file, compressed."""
@@ -223,6 +225,7 @@ def inspect(path: Path, verify_all: bool, progress: Progress, parents: Sequence[
             arguments=tuple(map(_text, state.argv)),
             thread_name=_text(os.fsdecode(state.threads[0].name)),
             generation=state.generation,
+            disks=state.disks,
             index_size=file.commit_record.index_length,
             state_size=file.commit_record.state_length,
             ram=_ram(file),

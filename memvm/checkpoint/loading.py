@@ -17,6 +17,7 @@ from typing import Protocol
 from memvm.checkpoint.chain import Chain
 from memvm.checkpoint.workers import share_out
 from memvm.errors import BadPage, CheckpointError, GuestStateError
+from memvm.linux.own_threads import Thread
 from memvm.memory.deferred import Chunk, DeferredPages
 from memvm.memory.engine import GuestGone
 from memvm.memory.pages import DEFERRED, PageRun, count_flag, pages_in, runs_of
@@ -199,7 +200,7 @@ class BackgroundLoader:
 
     def start(self) -> None:
         """Begin loading."""
-        self._thread = threading.Thread(target=self._run, name="load")
+        self._thread = Thread(target=self._run, name="load")
         self._thread.start()
 
     def _run(self) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from memvm.checkpoint.hint_file import Hints, merged, write_hints
 from memvm.checkpoint.prefetch import Loaded
 from memvm.errors import SaveError
+from memvm.linux.own_threads import Thread
 from memvm.memory.pages import PageRun
 from memvm.memory.traces import Access, Trace, TraceEvent
 from memvm.recording.metrics import RESPONSIVE_SHARE, RESPONSIVE_WINDOW, Stall, responsive_after, score
@@ -119,7 +120,7 @@ class Observer:
     def _start(self) -> None:
         """The guest runs."""
         if self._trace is not None or self._how.tell is not None:
-            self._thread = threading.Thread(target=self._run, name="observe restore", daemon=True)
+            self._thread = Thread(target=self._run, name="observe restore", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:

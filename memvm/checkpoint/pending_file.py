@@ -13,14 +13,14 @@ import errno
 import os
 import re
 import stat
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from memvm.errors import SaveError
+from memvm.errors import HostError, SaveError
 from memvm.faultpoints import FaultPoint, fire
 from memvm.linux import files
+from memvm.linux.own_threads import Thread
 from memvm.units import format_size
 
 _SUFFIX = re.compile(r"[0-9a-f]{8}")
@@ -135,7 +135,10 @@ class PendingFile:
             os.replace(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         finally:
             if old >= 0:  # the old file goes with its last descriptor, and nobody need wait for that
-                threading.Thread(target=os.close, args=(old,), name="free", daemon=True).start()
+                try:
+                    Thread(target=os.close, args=(old,), name="free", daemon=True).start()
+                except HostError:
+                    os.close(old)
 
     def discard(self) -> None:
         """Lets go of the file; if it was not published, nothing is left of it. May be called again."""

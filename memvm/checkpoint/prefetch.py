@@ -9,7 +9,6 @@ threads as there are CPUs, and written straight into the memory file.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from memvm.checkpoint.active import active_pages
 from memvm.checkpoint.chain import Chain
 from memvm.checkpoint.loading import load_ahead
 from memvm.errors import UsageError
+from memvm.linux.own_threads import Thread
 from memvm.memory.pages import DEFERRED, PageRun, flagged_runs, pages_in
 from memvm.memory.ram import GuestRam
 from memvm.recording.policies import ActiveList, CheckedPolicy, Named, RestoreFacts
@@ -69,7 +69,7 @@ class Prefetch:
         self._given_up = False
         self._found: Prefetched | None = None
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="prefetch")
+        self._thread = Thread(target=self._run, name="prefetch")
         self._thread.start()
 
     def __enter__(self) -> Prefetch:

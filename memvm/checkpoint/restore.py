@@ -54,6 +54,10 @@ class RestoreOptions(NamedTuple):
     """What the guest is given of the host's files in place of what it had there."""
     accept_changed_files: bool = False
     """Let it go on with files that were changed while it had them open."""
+    disks: int = 0
+    """How many the guest is given."""
+    without_disks: bool = False
+    """Let it go on with fewer than it had."""
     observing: Observing | None = None
     """What to note of it. The policy `recorded` records all the same if nothing is recorded yet."""
 
@@ -78,9 +82,9 @@ def restore(
         if policy.wants_recorded or (observing is not None and observing.record):
             hints, problem = _hints(file)
         if name == EAGER:
-            machine, state, loaded = _eager(options, file, progress)
+            machine, state, loaded = _eager(options, file, how, progress)
         else:
-            machine, state, loaded = _lazy(options, file, policy, hints, how.background)
+            machine, state, loaded = _lazy(options, file, policy, hints, how)
     except BaseException:
         file.close()
         raise
@@ -115,6 +119,16 @@ def read_state(file: Chain) -> GuestState:
     return GuestState.from_json(file.state, RAM_BASE, header.ram_size, str(file.path))
 
 
+def require_disks(path: Path, had: int, how: RestoreOptions) -> None:
+    """Raises CheckpointError if a guest that had so many disks is to go on with fewer, and nobody said so."""
+    if how.disks < had and not how.without_disks:
+        raise CheckpointError(
+            f"{path}: the guest had {had} disk{'s' if had > 1 else ''}, and is given {how.disks or 'none'}",
+            hint="give it each again, in the same order: --disk FILE, and --disk-key-file FILE if it was in the clear; "
+            "--without-disks lets it go on with fewer",
+        )
+
+
 def _begin_baseline(machine: Machine, file: Chain) -> None:
     """All pages are from the file, and the guest does not run yet: a save on top of it needs only what changes."""
     from memvm.machine.baseline import Baseline
@@ -125,9 +139,11 @@ def _begin_baseline(machine: Machine, file: Chain) -> None:
         machine.baseline = Baseline(youngest.header.checkpoint_id, youngest.commit_sha256, watch)
 
 
-def _eager(options: RunOptions, file: Chain, progress: Progress) -> tuple[Machine, GuestState, Loaded]:
+def _eager(
+    options: RunOptions, file: Chain, how: RestoreOptions, progress: Progress
+) -> tuple[Machine, GuestState, Loaded]:
     """A machine with all pages, and the state that it shall have."""
-    machine, state = _make(options, file)
+    machine, state = _make(options, file, how)
     try:
         began = time.monotonic()
         load_all(file, machine.ram, progress)
@@ -140,7 +156,7 @@ def _eager(options: RunOptions, file: Chain, progress: Progress) -> tuple[Machin
 
 
 def _lazy(
-    options: RunOptions, file: Chain, policy: CheckedPolicy, hints: Hints | None, background: bool
+    options: RunOptions, file: Chain, policy: CheckedPolicy, hints: Hints | None, how: RestoreOptions
 ) -> tuple[Machine, GuestState, Loaded]:
     """A machine with what the policy names; the rest comes when it is touched, and perhaps in the background."""
     machine: Machine | None = None
@@ -149,9 +165,9 @@ def _lazy(
     try:
         # Making a process, and importing all that a machine is made of, takes about as long as reading the pages.
         with Prefetch(file, ram, policy, facts) as prefetch:
-            machine, state = _make(options, file, ram)
+            machine, state = _make(options, file, how, ram)
             prefetched = prefetch.wait()
-        return machine, state, _defer(machine, file, policy, facts, prefetched, background)
+        return machine, state, _defer(machine, file, policy, facts, prefetched, how.background)
     except BaseException:
         if machine is not None:
             machine.close()
@@ -159,11 +175,14 @@ def _lazy(
         raise
 
 
-def _make(options: RunOptions, file: Chain, ram: GuestRam | None = None) -> tuple[Machine, GuestState]:
+def _make(
+    options: RunOptions, file: Chain, how: RestoreOptions, ram: GuestRam | None = None
+) -> tuple[Machine, GuestState]:
     """A machine that has nothing yet but perhaps its RAM, and the state that it shall have, which is checked first."""
     from memvm.machine.machine import Machine
 
     state = read_state(file)
+    require_disks(file.path, state.disks, how)
     return Machine(options, file.header.ram_size, ram), state
 
 

@@ -20,6 +20,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from memvm.linux.own_threads import Thread
+
 W = TypeVar("W")
 
 _WATCH_INTERVAL = 0.05
@@ -74,10 +76,10 @@ def share_out(
         if spare is not None:
             allowed = spare()
 
-    threads = [threading.Thread(target=work, args=(cpu,), name=name) for cpu in cpus]
-    for thread in threads:
-        thread.start()
+    threads = [Thread(target=work, args=(cpu,), name=name) for cpu in cpus]
     try:
+        for thread in threads:
+            thread.start()
         look()
         for thread in threads:
             thread.join(_WATCH_INTERVAL)

@@ -65,7 +65,7 @@ def _load(arguments: argparse.Namespace) -> Original:
     from memvm.checkpoint.cloning import Original
 
     with ProgressBar(f"reading {arguments.file.name}") as progress:
-        return Original.load(arguments.file, arguments.parent, progress)
+        return Original.load(arguments.file, arguments.parent, progress, without_disks=arguments.without_disks)
 
 
 def _import_what_managers_need() -> None:

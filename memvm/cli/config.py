@@ -34,7 +34,7 @@ examples:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Show settings, or change them."""
-    from memvm.report.configuration import config_text, kinds_json, kinds_text
+    from memvm.report.configuration import change_text, config_text, kinds_json, kinds_text
     from memvm.report.records import to_json
 
     if arguments.list:
@@ -45,7 +45,9 @@ def execute(arguments: argparse.Namespace) -> int:
     changes = _changes(arguments.words)
     with connect(arguments.name) as client:
         for name, value in changes:
-            client.change_setting(name, value)
+            change = client.change_setting(name, value)
+            if not arguments.json:
+                print(change_text(arguments.name, name, change), flush=True)
         if not changes or arguments.json:
             config = client.config()
             print(to_json(config) if arguments.json else config_text(config))

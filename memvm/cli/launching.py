@@ -164,6 +164,7 @@ def settled(
             from memvm.linux.secret_memory import swap_warning
 
             guest.guest.disks = open_disks(arguments.disks)
+            guest.guest.launched.disks = len(guest.guest.disks)
             if warning := swap_warning():
                 guest.warn(warning)
     except BaseException:

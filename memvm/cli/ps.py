@@ -8,7 +8,7 @@ from memvm.cli.parser import add_json
 from memvm.errors import ControlError, GuestStateError, NoSuchGuest
 from memvm.manager.client import connect, running
 from memvm.manager.rundir import Entry
-from memvm.report.guests import ProcessFigures, RunningGuest
+from memvm.report.guests import ProcessFigures, RunningGuest, program_of
 
 PATIENCE = 2.0
 """Seconds that each manager has to answer in."""
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """\
 PID is the manager's process. RAM is what the guest may use, TOUCHED what of it holds memory, DEFERRED what
 is still in the checkpoint. CPU is the guest's time, MANAGER its manager's memory. FROM is the checkpoint that
-it was restored from, and which of the clones it is.
+it was restored from, and which of the clones it is; PROGRAM is then the name of the program in it.
 """
     add_json(parser)
 
@@ -46,7 +46,7 @@ def _look_at(entry: Entry) -> RunningGuest | None:
         pass  # it runs and does not answer, and is listed as such
     return RunningGuest(
         name=entry.name,
-        program=entry.program,
+        program=program_of(entry, status),
         manager_pid=entry.pid,
         status=status,
         manager_process=_figures(entry.pid),

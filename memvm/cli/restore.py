@@ -25,6 +25,7 @@ EPILOG = """\
 A lazy restore lets the guest run at once; its pages are loaded when it touches them, and in the background
 meanwhile. The file, and the files that it was saved on top of, have to stay until all of them are. An eager
 one loads them all first. The guest's standard streams are memvm's own, whatever they were when it was saved.
+A guest that had disks is given them again, each with --disk, in the order of before.
 
 With --clones, N guests start from the file, called NAME-1 to NAME-N. The file is read once; pages that a
 clone does not touch are in memory once for all of them. The clones get no input; each line of their output
@@ -101,6 +102,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="let the guest go on with files that were changed while it had them open",
     )
     add_disks(parser)
+    parser.add_argument("--without-disks", action="store_true", help="let the guest go on with fewer disks than it had")
     add_manager_options(parser)
     parser.add_argument("--clones", metavar="N", type=int, help="start N guests that share their untouched pages")
     parser.add_argument(
@@ -164,6 +166,8 @@ def _how(arguments: argparse.Namespace) -> RestoreOptions:
         policy=arguments.policy,
         views=tuple(arguments.views),
         accept_changed_files=arguments.accept_changed_files,
+        disks=len(arguments.disks),
+        without_disks=arguments.without_disks,
         observing=_observing(arguments),
     )
 

@@ -47,19 +47,22 @@ def restore_sealed(arguments: argparse.Namespace, how: RestoreOptions) -> int:
         )
     load = restoring(arguments.file, how, _how_to_run(arguments), _verification(arguments))
     release = key_release(arguments.key_keeper, arguments.verifier_ca) if arguments.key_keeper else None
-    return _manage(arguments, arguments.file.stem, load, lambda opened: _open_chain(arguments, opened), release)
+    return _manage(arguments, arguments.file.stem, load, lambda opened: _open_chain(arguments, how, opened), release)
 
 
-def _open_chain(arguments: argparse.Namespace, opened: ExitStack) -> list[EncryptedFile]:
+def _open_chain(arguments: argparse.Namespace, how: RestoreOptions, opened: ExitStack) -> list[EncryptedFile]:
     """The checkpoint, and what it was saved on top of. Raises CheckpointError, AttestationError.
 
-    The key is given once for a checkpoint. Until it is asked for, a parent that is missing can still be put there, and
-    a keeper that does not run be started.
+    The key is given once for a checkpoint. Until it is asked for, a parent that is missing can still be put there, a
+    disk that was forgotten be given, and a keeper that does not run be started.
     """
+    from memvm.attest.checkpoint_keys import launched_by
     from memvm.attest.key_service import require_keeper
     from memvm.checkpoint.encrypted_files import open_encrypted
+    from memvm.checkpoint.restore import require_disks
 
     files = open_encrypted(arguments.file, opened, arguments.parent)
+    require_disks(files[0].path, launched_by(files[0].header).disks, how)
     audience = arguments.keeper_audience or arguments.audience
     if arguments.verifier:
         require_keeper(files[0].header.keeper, audience, arguments.key_keeper, arguments.verifier_ca)

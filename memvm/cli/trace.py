@@ -8,13 +8,18 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memvm.cli.parser import add_json, add_name
 from memvm.errors import UsageError
 from memvm.manager.client import Client, TraceBatch, connect
 from memvm.say import say
 from memvm.units import parse_duration
+
+if TYPE_CHECKING:
+    from memvm.recording.format import RecordingHeader
 
 _FLUSH_INTERVAL = 1.0
 """Seconds for which a recording may be behind what was heard."""
@@ -74,20 +79,21 @@ def execute(arguments: argparse.Namespace) -> int:
     from memvm.report.traces import summary_text
 
     with connect(arguments.name) as client, ExitStack() as closing:
-        if arguments.json or arguments.record is not None:
-            take = _recorder(client, arguments.record, closing, json_lines=arguments.json)
-        else:
-            take = _shower()
+        header = _header(client) if arguments.json or arguments.record is not None else None
+        batches = client.trace(
+            pages=arguments.pages,
+            access=arguments.access,
+            again=arguments.again,
+            instruction=arguments.instruction,
+            events=arguments.count,
+            seconds=arguments.seconds,
+        )
+        # A guest that may not be traced says so here, before anything is written of a trace that there was not.
+        first = next(batches, None)
+        take = _shower() if header is None else _recorder(header, arguments.record, closing, json_lines=arguments.json)
         heard = lost = 0
         try:
-            for batch in client.trace(
-                pages=arguments.pages,
-                access=arguments.access,
-                again=arguments.again,
-                instruction=arguments.instruction,
-                events=arguments.count,
-                seconds=arguments.seconds,
-            ):
+            for batch in chain([] if first is None else [first], batches):
                 take(batch)
                 heard, lost = heard + len(batch.events), lost + batch.dropped
         finally:
@@ -118,13 +124,19 @@ def _shower() -> Take:
     return show
 
 
-def _recorder(client: Client, path: Path | None, closing: ExitStack, *, json_lines: bool) -> Take:
-    """What records events, in a file or else as JSON lines on standard output."""
+def _header(client: Client) -> RecordingHeader:
+    """Of a recording that begins now."""
     from memvm.machine.layout import RAM_BASE
-    from memvm.recording.jsonlines import JsonLines
-    from memvm.recording.writer import RecordingWriter, header_for
+    from memvm.recording.writer import header_for
 
-    header = header_for(client.name, RAM_BASE, client.status().ram_size)
+    return header_for(client.name, RAM_BASE, client.status().ram_size)
+
+
+def _recorder(header: RecordingHeader, path: Path | None, closing: ExitStack, *, json_lines: bool) -> Take:
+    """What records events, in a file or else as JSON lines on standard output."""
+    from memvm.recording.jsonlines import JsonLines
+    from memvm.recording.writer import RecordingWriter
+
     if path is None:
         sys.stdout.flush()
         writer = RecordingWriter(open(os.dup(sys.stdout.fileno()), "wb", buffering=0), header, JsonLines())  # noqa: SIM115

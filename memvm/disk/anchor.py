@@ -54,6 +54,10 @@ class Anchored(NamedTuple):
     replaces: str = ""
     """The UUID of the disk in whose place it came, as long as the platform knows that one."""
 
+    def __repr__(self) -> str:
+        """Shows nothing of the key."""
+        return f"Anchored(flush {self.counter}, root {self.root.hex()[:16]}, replaces {self.replaces!r})"
+
     def to_slot(self, uuid: str, sequence: int) -> bytes:
         """As in the file, but for the zeros behind it."""
         names = uuid.encode(), self.replaces.encode()

@@ -262,7 +262,7 @@ class Disk:
             if batch is not None and counts:
                 self._carry_out(dict(batch.sectors))
             if kept is not None:
-                self._integrity = Integrity(files.tags, uuid, self._sectors, kept.key)
+                self._integrity = Integrity(files.tags, f"{self._name}.tags", uuid, self._sectors, kept.key)
                 if batch is not None and counts:
                     self._integrity.write(self._integrity.change(batch.sectors))
                 if self._integrity.root != kept.root:

@@ -43,12 +43,18 @@ class Change(NamedTuple):
 class Integrity:
     """The tags of one disk, all of them in memory."""
 
-    def __init__(self, fd: int, uuid: str, sectors: int, key: bytes) -> None:
-        """`fd` is the file with the tags. Raises DiskError if it has not as many as there are sectors; OSError."""
+    def __init__(self, fd: int, name: str, uuid: str, sectors: int, key: bytes) -> None:
+        """`fd` is the file with the tags, `name` is its own, for messages.
+
+        Raises DiskError if it has not as many as there are sectors; OSError.
+        """
         self._fd, self._uuid, self._key, self._sectors = fd, uuid.encode(), key, sectors
         tags = bytearray(os.pread(fd, os.fstat(fd).st_size, 0))
         if len(tags) != sectors * TAG_SIZE:
-            raise DiskError(f"there are {len(tags) // TAG_SIZE} tags for the disk's {sectors} sectors")
+            raise DiskError(
+                f"{name}: there are {len(tags) // TAG_SIZE} tags for the disk's {sectors} sectors",
+                hint="was one of the two files cut, or exchanged, without the other?",
+            )
         tags.extend(bytes(-len(tags) % _PAGE))
         self._levels = [tags]
         while len(self._levels[-1]) > _PAGE:
@@ -117,14 +123,15 @@ def protect(path: Path, uuid: str, sectors: int, platform: Path, *, replaces: st
 
     `replaces` is the UUID of the disk in whose place it shall come. Raises DiskError, HostError.
     """
+    name = str(tags_path(path))
     try:
-        fd = os.open(tags_path(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise DiskError(f"{tags_path(path)}: the disk's tags cannot be kept: {error.strerror}") from None
+        raise DiskError(f"{name}: the disk's tags cannot be kept: {error.strerror}") from None
     try:
         os.ftruncate(fd, sectors * TAG_SIZE)
         os.fsync(fd)
         key = os.urandom(ROOT_SIZE)
-        Anchor.create(platform, uuid, Anchored(key, 0, Integrity(fd, uuid, sectors, key).root, replaces))
+        Anchor.create(platform, uuid, Anchored(key, 0, Integrity(fd, name, uuid, sectors, key).root, replaces))
     finally:
         os.close(fd)

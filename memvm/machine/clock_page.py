@@ -23,6 +23,7 @@ import time
 
 from memvm.linux import memfd
 from memvm.linux.machine_code import ClockPair, MachineCode
+from memvm.linux.own_threads import Thread
 from memvm.linux.processor import processor_flags
 from memvm.machine.clocks import Clocks
 from memvm.units import PAGE_SIZE
@@ -69,7 +70,7 @@ class ClockPage:
         while (now := self._code.read_clocks()).monotonic - self._first.monotonic < _LEAST_MEASURED:
             time.sleep(_LEAST_MEASURED / 1e9)
         self._set(now, self._frequency(now), now.monotonic + self._clocks.monotonic_offset)
-        self._thread = threading.Thread(target=self._keep, name="clock", daemon=True)
+        self._thread = Thread(target=self._keep, name="clock", daemon=True)
         self._thread.start()
 
     def _frequency(self, now: ClockPair) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 
 from memvm.errors import MemvmError
+from memvm.linux.own_threads import Thread
 
 
 class Inquiry:
@@ -22,7 +22,7 @@ class Inquiry:
         self.answer = b""
         """Empty if there is none."""
         self.fd = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="inquiry", daemon=True)
+        self._thread = Thread(target=self._run, name="inquiry", daemon=True)
         self._thread.start()
 
     @property

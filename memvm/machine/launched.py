@@ -1,4 +1,5 @@
-"""What a guest was launched as, which restores do not change: digest, settings, register, and where it came from.
+"""What a guest was launched as, which restores do not change: digest, settings, register, and where it came from; and
+how many disks it has.
 
 A checkpoint carries it (machine/state.py). Who can write the file can write anything there; whether a platform vouches
 for the file is for memvm/attest/ to find out. (Annotations are not text in this module, as in config.py: each start
@@ -39,6 +40,8 @@ class Launched:
         """Checkpoints that were begun of it, by itself and its ancestors: later ones have higher numbers."""
         self.ancestors: list[Ancestor] = []
         """The checkpoints that it was restored from, the oldest first."""
+        self.disks = 0
+        """How many it has: whoever restores it has to give it as many, or say that it has to do without."""
         self.settings = Settings(settings or default_settings())
 
     @property
@@ -57,7 +60,7 @@ class Launched:
     def to_fields(self) -> dict[str, Any]:
         """As fields for a checkpoint's state."""
         with self.settings.lock:
-            return {
+            return ({"disks": self.disks} if self.disks else {}) | {
                 "digest": self.digest.hex(),
                 "identity": self.identity.hex(),
                 "saves": self.saves,
@@ -71,13 +74,14 @@ class Launched:
     def from_fields(cls, fields: Any) -> "Launched":
         """The opposite. Raises ValueError for what to_fields does not make."""
         wanted = {"digest", "identity", "saves", "ancestors", "settings", "values", "log"}
-        if not isinstance(fields, dict) or set(fields) != wanted:
+        if not isinstance(fields, dict) or set(fields) - {"disks"} != wanted:
             raise ValueError("what the guest was launched as is not complete")
         launched = cls(_settings(fields["settings"]))
         digest = _hex(fields["digest"], (0, DIGEST_SIZE))
         launched.measure = lambda: digest
         launched.identity = _hex(fields["identity"], (16,))
         launched.saves = _count(fields["saves"])
+        launched.disks = _count(fields.get("disks", 0))
         if not isinstance(fields["ancestors"], list) or len(fields["ancestors"]) > MOST_ANCESTORS:
             raise ValueError("ancestors are no list, or too many")
         launched.ancestors = [_ancestor(value) for value in fields["ancestors"]]

@@ -16,6 +16,7 @@ import select
 import threading
 from collections.abc import Callable
 
+from memvm.linux.own_threads import Thread
 from memvm.linux.seccomp import AUDIT_ARCH_X86_64, Listener, Notification
 from memvm.linux.timerfd import Timer
 from memvm.machine.callresult import BLOCKED, CallResult
@@ -63,7 +64,7 @@ class HypercallLoop:
 
     def start(self, settle: Callable[[], None]) -> None:
         """Start the thread; `settle` brings it to the guest's CPU."""
-        self._thread = threading.Thread(target=self._run, args=(settle,), name="hypercalls", daemon=True)
+        self._thread = Thread(target=self._run, args=(settle,), name="hypercalls", daemon=True)
         self._thread.start()
 
     def poke(self) -> None:

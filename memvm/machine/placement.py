@@ -16,6 +16,7 @@ import threading
 import time
 
 from memvm.errors import UsageError
+from memvm.linux.own_threads import Thread
 
 _INTERVAL = 0.5
 """Seconds between looks."""
@@ -73,7 +74,7 @@ class Placement:
         """Begin to look after the guest, whose process this is."""
         self._load = _Load(guest)
         if self._movable:
-            self._watcher = threading.Thread(target=self._watch, args=(guest,), name="placement", daemon=True)
+            self._watcher = Thread(target=self._watch, args=(guest,), name="placement", daemon=True)
             self._watcher.start()
 
     def _watch(self, guest: int) -> None:

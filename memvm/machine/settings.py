@@ -51,6 +51,14 @@ class Setting(NamedTuple):
     behaviour: Behaviour
 
 
+class Change(NamedTuple):
+    """What a request for a change has done; `value` is `before` if it was so already, and then nothing was done."""
+
+    before: str
+    value: str
+    behaviour: Behaviour
+
+
 class Kind(NamedTuple):
     """What values a setting can have."""
 
@@ -258,8 +266,8 @@ class Settings:
                 f"{self.at_launch[name].behaviour}",
             )
 
-    def change(self, name: Name, text: str) -> Setting:
-        """Change a setting, as its behaviour says; what it is then.
+    def change(self, name: Name, text: str) -> Change:
+        """Change a setting, as its behaviour says.
 
         Raises SettingRefused if it may not be changed, or the guest was ended for it; UsageError for a value that the
         setting cannot have; and what `check`, `revoke` and `anchor` raise. Then it is as it was; but what `revoke` and
@@ -269,7 +277,7 @@ class Settings:
         with self._changing:
             before, behaviour = self._values[name], self.at_launch[name].behaviour
             if value == before:
-                return Setting(before, behaviour)
+                return Change(before, before, behaviour)
             if behaviour is Behaviour.REFUSE:
                 raise SettingRefused(f"{name} is {before}, and was launched so that a change is refused")
             self.check(name, value)
@@ -279,7 +287,7 @@ class Settings:
             finally:
                 self.epoch += 1
         self.changed()
-        return Setting(value, behaviour)
+        return Change(before, value, behaviour)
 
     def _carry_out(self, name: Name, before: str, value: str, behaviour: Behaviour) -> None:
         reason = f"{name} was to be changed from {before} to {value}"

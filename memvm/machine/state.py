@@ -87,6 +87,11 @@ class GuestState(NamedTuple):
         """The call that the first thread waits in."""
         return self.threads[0].blocked
 
+    @property
+    def disks(self) -> int:
+        """How many it had; 0 also if an older version saved it, which did not say."""
+        return 0 if self.launched is None else int(self.launched.get("disks", 0))
+
     @classmethod
     def capture(cls, machine: Machine) -> GuestState:
         """The state of a guest that stands still (within `Machine.frozen`). Raises BadSector, SaveError."""
@@ -132,6 +137,7 @@ class GuestState(NamedTuple):
         guest = machine.guest
         # first: what it is given of files, now or then, has to be what its settings allow
         machine.adopt_launch(Launched() if self.launched is None else Launched.from_fields(self.launched))
+        guest.launched.disks = 0  # it is given them when it is made
         guest.program, guest.argv, guest.image_bias = self.program, self.argv, self.image_bias
         guest.space.adopt(list(self.regions), *self.heap)
         guest.clocks.resume_at(self.monotonic)

@@ -23,6 +23,7 @@ from typing import Any
 
 from memvm.errors import HostError
 from memvm.linux import memfd, passing, ptrace, seccomp
+from memvm.linux.own_threads import too_many
 from memvm.linux.prctl import PR_SET_DUMPABLE, refuse_core_dumps
 from memvm.linux.userfaultfd import SYSCALL_USERFAULTFD, UFFD_USER_MODE_ONLY
 from memvm.machine.layout import CLOCK_BASE, RAM_BASE, STUB_BASE
@@ -91,6 +92,8 @@ class Stub:
             self._spawn(ram, clock_fd)
             if isolated:
                 self._isolate()
+        except BlockingIOError as error:
+            raise too_many("the guest's process") from error
         except (OSError, ptrace.ThreadGone) as error:
             raise HostError(
                 f"cannot start a guest process: {error or 'it ended at once'}",

@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 from memvm.errors import GuestStateError
 from memvm.linux import ptrace
+from memvm.linux.own_threads import Thread
 from memvm.linux.threads import send_to_thread
 from memvm.machine.stub import Stub
 
@@ -63,7 +64,7 @@ class Tracer:
         """The guest's threads, by their kernel ids. One that is parked is in neither."""
         self._parked = False
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tracer", daemon=True)
+        self._thread = Thread(target=self._run, name="tracer", daemon=True)
         self._thread.start()
 
     def is_current(self) -> bool:

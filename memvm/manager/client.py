@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memvm.errors import ControlError, GuestStateError, MemvmError
 from memvm.machine.config import SAMPLE_INTERVAL, SAMPLE_PAGES, ExitStatus, GuestStatus
+from memvm.machine.settings import Change
 from memvm.manager.configuration import Config, config_from_json
 from memvm.manager.dirty import DirtyLook, runs_from_json
 from memvm.manager.guest import Progress
@@ -212,9 +213,9 @@ class Client:
         """The guest's security settings, and what was changed."""
         return config_from_json(self.request("config"))
 
-    def change_setting(self, name: str, value: str) -> None:
+    def change_setting(self, name: str, value: str) -> Change:
         """Change a security setting, as it was launched to allow. Raises SettingRefused."""
-        self.request("set", name=name, value=value)
+        return record_from_json(Change, self.request("set", name=name, value=value))
 
     def attest(self, verifier: str, audience: str = "", kind: str = "", authority: str = "") -> Json:
         """Have the guest attested by a verifier at a URL; the fields of memvm.attest.rounds.Attested."""

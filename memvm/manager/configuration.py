@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from memvm.errors import ControlError
 from memvm.machine.settings import Settings, parse_name
 from memvm.manager.guest import ManagedGuest
-from memvm.manager.protocol import Json
+from memvm.manager.protocol import Json, record_to_json
 from memvm.manager.requests import text_of
 
 _SHOWN = 100
@@ -42,8 +42,7 @@ def config(guest: ManagedGuest, _request: Json) -> Json:
 
 def change_setting(guest: ManagedGuest, request: Json) -> Json:
     """Carry out a request for a change."""
-    setting = guest.settings.change(parse_name(text_of(request, "name")), text_of(request, "value"))
-    return {"value": setting.value, "behaviour": setting.behaviour}
+    return record_to_json(guest.settings.change(parse_name(text_of(request, "name")), text_of(request, "value")))
 
 
 def config_to_json(settings: Settings) -> dict[str, Any]:

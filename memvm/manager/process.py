@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 from memvm.errors import HostError, MemvmError, TimeLimitExceeded
 from memvm.linux.libc import keep_freed_memory
+from memvm.linux.own_threads import Thread
 from memvm.machine.config import ExitStatus
 from memvm.manager.guest import ManagedGuest, Progress
 from memvm.manager.ready import ReadyPipe
@@ -186,7 +187,7 @@ class _End:
         self._guest = guest
         self._wake = wake
         self._result: ExitStatus | MemvmError | None = None
-        threading.Thread(target=self._wait, name="guest's end", daemon=True).start()
+        Thread(target=self._wait, name="guest's end", daemon=True).start()
 
     def ending(self) -> ExitStatus | None:
         """How the guest ended; None as long as it runs. Raises what made waiting for it fail."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from memvm.errors import ControlError, GuestStateError, HostError, MemvmError, SaveError, UsageError
+from memvm.linux.own_threads import Thread
 from memvm.machine.config import SAMPLE_INTERVAL, SAMPLE_PAGES, ExitStatus, GuestStatus, RunState
 from memvm.manager.attesting import attest
 from memvm.manager.configuration import change_setting, config
@@ -72,7 +73,7 @@ class ControlServer:
         """Touched by each connection's own thread only."""
         self._busy = 0
         self._changed = threading.Condition()
-        self._acceptor = threading.Thread(target=self._accept, name="control", daemon=True)
+        self._acceptor = Thread(target=self._accept, name="control", daemon=True)
 
     def start(self) -> None:
         """Accept connections from now on."""
@@ -112,16 +113,19 @@ class ControlServer:
                 select.select([self._ended_event], [], [], 0.1)
                 continue
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
-            thread = threading.Thread(target=self._serve, args=(connection,), name="control connection", daemon=True)
+            thread = Thread(target=self._serve, args=(connection,), name="control connection", daemon=True)
             with self._changed:
                 full = len(self._connections) >= MAX_CONNECTIONS
                 if not full:
                     self._connections[connection] = thread
-            if full:
-                _refuse(connection, GuestStateError(f"guest {self._name!r} has too many control connections"))
-                connection.close()
-            else:
+            try:
+                if full:
+                    raise GuestStateError(f"guest {self._name!r} has too many control connections")
                 thread.start()
+            except MemvmError as error:
+                self._forget(connection)
+                _refuse(connection, error)
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         """Answer request after request, until the client goes or says something that is no message."""

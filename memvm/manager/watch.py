@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from memvm.errors import ControlError, GuestStateError, NoSuchGuest
+from memvm.linux.own_threads import Thread
 from memvm.machine.config import GuestStatus
 from memvm.manager.client import connect, running
 from memvm.manager.rundir import Entry
@@ -69,7 +70,7 @@ class Watcher:
             for guest in guests:
                 if not guest.asked:
                     guest.asked = True
-                    threading.Thread(target=self._ask, args=(guest,), name="asks", daemon=True).start()
+                    Thread(target=self._ask, args=(guest,), name="asks", daemon=True).start()
             deadline = time.monotonic() + self._look_time
             while any(guest.asked for guest in guests) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)

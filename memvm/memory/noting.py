@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from memvm.errors import GuestStateError
+from memvm.linux.own_threads import Thread
 from memvm.memory.engine import FaultEngine, GuestGone
 from memvm.memory.pages import (
     BAD,
@@ -271,7 +272,7 @@ class HandOver:
         if self._noting.by_kernel or not self._noting.may_begin_by_kernel():
             return
         if self._thread is None and not self._over.is_set():
-            self._thread = threading.Thread(target=self._run, name="hand over", daemon=True)
+            self._thread = Thread(target=self._run, name="hand over", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:

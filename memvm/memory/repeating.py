@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from memvm.linux.own_threads import Thread
 from memvm.memory.engine import GuestGone
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class Repeating(Generic[T]):
             self._interval[thing] = interval
             self._due[thing] = time.monotonic() + interval
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="repeating", daemon=True)
+                self._thread = Thread(target=self._run, name="repeating", daemon=True)
                 self._thread.start()
             self._changed.notify()
 

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 
+from memvm.linux.own_threads import Thread
 from memvm.linux.userfaultfd import MESSAGE, MESSAGE_SIZE, FaultFlag, Feature, RegisterMode, Userfaultfd
 from memvm.memory.access_scan import AccessScan
 from memvm.memory.engine import FaultEngine, FaultHandler, GuestGone
@@ -85,7 +86,7 @@ class UserfaultfdEngine(FaultEngine):
         """Start the pager thread. From the main thread, unless that has called `let_pagers_be_ended`."""
         if threading.current_thread() is threading.main_thread():
             let_pagers_be_ended()
-        self._pager = threading.Thread(target=self._answer, args=(handler, failed), name="pager", daemon=True)
+        self._pager = Thread(target=self._answer, args=(handler, failed), name="pager", daemon=True)
         self._pager.start()
 
     def _answer(self, handler: FaultHandler, failed: Callable[[BaseException], None]) -> None:

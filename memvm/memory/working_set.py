@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import sqrt
 
+from memvm.linux.own_threads import Thread
 from memvm.memory.engine import GuestGone
 from memvm.memory.pages import DEFERRED, PageRun, flagged_runs, runs_of, united_runs
 from memvm.memory.ram import GuestRam
@@ -77,7 +78,7 @@ class WorkingSetSampler:
 
     def start(self) -> None:
         """Begin."""
-        self._thread = threading.Thread(target=self._run, name="working set", daemon=True)
+        self._thread = Thread(target=self._run, name="working set", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:

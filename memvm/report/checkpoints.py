@@ -62,6 +62,7 @@ def inspection_text(inspection: Inspection) -> str:
         ("thread name", printable(inspection.thread_name) or "-"),
         ("earlier restores", str(inspection.generation)),
         ("clocks", f"monotonic {clocks.monotonic_seconds:.6f} s, CPU {clocks.cpu_seconds:.6f} s"),
+        *([("disks", f"{inspection.disks}, which a restore is given again")] if inspection.disks else []),
         ("waits in", _blocked_text(inspection.blocked)),
         ("signals", ", ".join(f"{s.signal} {s.action}" for s in inspection.signals) or "all default"),
         ("blocked signals", ", ".join(inspection.signal_mask) or "none"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from memvm.machine.settings import KINDS
+from memvm.machine.settings import KINDS, Behaviour, Change
 from memvm.manager.configuration import Config
 from memvm.report.table import table
 
@@ -17,6 +17,19 @@ def config_text(config: Config) -> str:
         text += f"\n\nchanges: {config.changes:,}, register {config.register[:32]}…"
         text += "".join(f"\n  {entry}" for entry in config.log)
     return text
+
+
+def change_text(guest: str, name: str, change: Change) -> str:
+    """What a change of a setting has done."""
+    if change.value == change.before:
+        return f"{name} was {change.value} already"
+    done = {
+        Behaviour.REVOKE: "the guest's tokens were revoked first, and its keys wiped",
+        Behaviour.REATTEST: "the guest stands still until it has a new token\n"
+        f"  try: memvm attest {guest} --verifier URL",
+    }
+    what = done.get(change.behaviour, "the change is in its run-time register")
+    return f"{name} is {change.value} now, and was {change.before}: {what}"
 
 
 def kinds_text() -> str:

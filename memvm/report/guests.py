@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from memvm.machine.config import GuestStatus
-from memvm.report.table import table
+from memvm.manager.rundir import Entry
+from memvm.report.table import printable, table
 from memvm.units import format_duration, format_size
 
 
@@ -33,6 +34,13 @@ class RunningGuest:
     guest_process: ProcessFigures
 
 
+def program_of(entry: Entry, status: GuestStatus | None) -> str:
+    """What a guest runs: as it was started, or, of one that was restored, the program's name from the checkpoint."""
+    if status is None or not status.restored_from:
+        return entry.program
+    return PurePath(status.program).name or entry.program
+
+
 def guests_text(guests: Sequence[RunningGuest]) -> str:
     """A table, a line a guest."""
     right = ("PID", "UP", "RAM", "TOUCHED", "DEFERRED", "CPU", "FAULTS", "MANAGER")
@@ -41,11 +49,11 @@ def guests_text(guests: Sequence[RunningGuest]) -> str:
 
 
 def _row(guest: RunningGuest) -> list[str]:
-    status = guest.status
+    status, program = guest.status, printable(guest.program)
     manager = "-" if guest.manager_process.rss is None else format_size(guest.manager_process.rss)
     if status is None:
         unknown = ["-"] * 6
-        return [guest.name, "not answering", str(guest.manager_pid), *unknown, manager, guest.program, ""]
+        return [guest.name, "not answering", str(guest.manager_pid), *unknown, manager, program, ""]
     cpu = guest.guest_process.cpu_time
     return [
         guest.name,
@@ -58,7 +66,7 @@ def _row(guest: RunningGuest) -> list[str]:
         "-" if cpu is None else format_duration(cpu),
         f"{status.faults:,}",
         manager,
-        guest.program,
+        program,
         _origin(status),
     ]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from memvm.machine.config import GuestStatus
 from memvm.manager.watch import Answer, Sighting
+from memvm.report.guests import program_of
 
 SHORTEST = 0.01
 """Seconds: what lies closer together gives no rate worth showing."""
@@ -49,7 +50,7 @@ def activity(sighting: Sighting) -> GuestActivity:
     before = sighting.before if sighting.answering else None
     return GuestActivity(
         name=sighting.entry.name,
-        program=sighting.entry.program,
+        program=program_of(sighting.entry, status),
         manager_pid=sighting.entry.pid,
         state=status.state.value if status is not None and sighting.answering else "no answer",
         uptime=None if status is None else status.uptime,

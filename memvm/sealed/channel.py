@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from memvm.errors import ControlError, GuestStateError, HostError, MemvmError
+from memvm.linux.own_threads import Thread
 from memvm.manager.protocol import error_from_json, error_to_json
 from memvm.sealed.protocol import ANSWERS, MAX_MESSAGE, MOST_DESCRIPTORS, Json, Kind, Message
 
@@ -122,7 +123,7 @@ class Channel:
             close_all(descriptors)
             raise ControlError(f"{message.kind.name}: a question that must not be asked, or one too many")
         name = f"answers {message.kind.name.lower()}"
-        threading.Thread(target=self._answer_one, args=(message, descriptors), name=name, daemon=True).start()
+        Thread(target=self._answer_one, args=(message, descriptors), name=name, daemon=True).start()
 
     def _answer_one(self, message: Message, descriptors: Sequence[int]) -> None:
         kind, fields = Kind.ERROR, error_to_json(HostError("a sealed guest's question could not be answered"))

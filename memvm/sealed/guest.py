@@ -26,9 +26,10 @@ from memvm.errors import (
     SaveError,
     SettingRefused,
 )
+from memvm.linux.own_threads import Thread
 from memvm.machine.config import ExitStatus, GuestStatus
 from memvm.machine.files_state import FilesState
-from memvm.machine.settings import Behaviour, Name, Setting, Settings
+from memvm.machine.settings import Behaviour, Change, Name, Setting, Settings
 from memvm.manager.configuration import config_from_json
 from memvm.manager.guest import Progress, Regions, Watch
 from memvm.manager.protocol import record_from_json
@@ -62,13 +63,14 @@ class SealedSettings(Settings):
         """As the platform tells it."""
         return self._ask(Kind.SETTINGS, {})
 
-    def change(self, name: Name, text: str) -> Setting:
+    def change(self, name: Name, text: str) -> Change:
         """As Settings has it; the platform carries it out."""
+        before = self.value(name)
         try:
             self._follow(self._ask(Kind.CHANGE, {"name": str(name), "value": text}))
         finally:
             self.changed()
-        return self.now()[name]
+        return Change(before, *self.now()[name])
 
 
 class SealedGuest:
@@ -88,7 +90,7 @@ class SealedGuest:
         self._closed = False
         self._failure = ""
         self._settings: Settings | None = None
-        self._thread = threading.Thread(target=self._serve, name="platform", daemon=True)
+        self._thread = Thread(target=self._serve, name="platform", daemon=True)
         self._thread.start()
 
     def give_disk(self, files: DiskFiles) -> None:
@@ -173,7 +175,7 @@ class SealedGuest:
     def start(self) -> None:
         """Let the guest run."""
         self._ask(Kind.START)
-        threading.Thread(target=self._await_end, name="sealed guest's end", daemon=True).start()
+        Thread(target=self._await_end, name="sealed guest's end", daemon=True).start()
 
     def _await_end(self) -> None:
         try:

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from memvm.errors import HostError
+from memvm.linux.own_threads import too_many
 from memvm.linux.prctl import inspection, is_traced, refuse_core_dumps
 
 _USERS = range(61184, 65520)
@@ -77,6 +78,9 @@ def fork_platform(run: Callable[[socket.socket], None], keep: tuple[int, ...] = 
         pid = os.fork()
         if pid == 0:
             _be_platform(run, theirs, keep)
+    except BlockingIOError as error:
+        ours.close()
+        raise too_many("the platform of a sealed guest") from error
     except OSError as error:
         ours.close()
         raise HostError(f"cannot start the platform of a sealed guest: {error.strerror}") from error

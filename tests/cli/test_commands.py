@@ -93,6 +93,9 @@ def test_checkpoint_and_restore(guest: subprocess.Popen[str], tmp_path: Path, ti
     assert result.stdout == "hub: 2.0 MiB saved as 5 B, 100% of its pages zero, in 1.25 s; frozen for 4.0 ms\n"
     with fake_memvm("restore", path) as restored:
         wait_for_state("hub-2", RunState.RUNNING, time_scale)
+        listed = [line.split() for line in run_fake_memvm("ps").stdout.splitlines()[1:]]
+        assert [(line[0], *line[-2:]) for line in listed[1:]] == [("hub-2", "sleep", "hub.ckpt")]
+        assert listed[0][-1] == "./sleep"
         restored.terminate()
         restored.communicate(timeout=30)
     assert restored.returncode == 143

@@ -12,7 +12,7 @@ import pytest
 import memvm
 from memvm.cli.main import main
 from memvm.cli.trace import parse_pages
-from memvm.errors import SaveError, UsageError
+from memvm.errors import SaveError, SettingRefused, UsageError
 from memvm.recording.reader import Ending, Recording
 from memvm.units import MIB
 
@@ -94,3 +94,19 @@ def test_it_ends_after_its_time(guest: memvm.Guest, capsys: pytest.CaptureFixtur
 def test_pages_that_the_guest_has_not_got(guest: memvm.Guest, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "scanning", "--pages", "16384"]) == UsageError.exit_code
     assert "guest RAM has 16384" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_guest_that_may_not_be_traced_says_so_and_nothing_else(
+    guests: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], recorded: bool
+) -> None:
+    path = tmp_path / "scanning.trace"
+    words = ["--record", str(path)] if recorded else ["--json"]
+    scan, settings = [str(guests["scan"]), "8", "0"], {"debug": "off:refuse"}
+    with memvm.Guest(scan, ram="64M", name="closed", settings=settings, stdout=subprocess.DEVNULL):
+        assert main(["trace", "closed", "--for", "10ms", *words]) == SettingRefused.exit_code
+        assert main(["trace", "closed", "--for", "10ms"]) == SettingRefused.exit_code
+    output = capfd.readouterr()
+    assert (output.out, path.exists()) == ("", False), "there is a recording of a trace that there was not"
+    assert "accesses" not in output.err
+    assert output.err.count("'trace' needs debug=on, and this guest has debug=off") == 2

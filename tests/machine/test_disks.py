@@ -119,7 +119,15 @@ def test_a_restored_guest_is_given_its_disk_again(
         process.wait(60 * memvm_cli.time_scale)
     with_disk = memvm_cli("restore", *given, saved, stdin=b"\n", code=0)
     assert answers(with_disk.text) == [str(SECTOR), str(ord("w"))]
-    assert answers(memvm_cli("restore", saved, stdin=b"\n", code=0).text) == ["ENXIO", "0"]
+    assert "1, which a restore is given again" in memvm_cli("inspect", saved, code=0).text
+    for how in ("--lazy", "--eager"):
+        forgotten = memvm_cli("restore", how, saved, stdin=b"\n", code=65)
+        assert forgotten.text == ""
+        assert "the guest had 1 disk, and is given none" in forgotten.err
+        assert "--disk FILE" in forgotten.err
+    assert answers(memvm_cli("restore", "--without-disks", saved, stdin=b"\n", code=0).text) == ["ENXIO", "0"]
+    assert "--without-disks" in memvm_cli("restore", "--clones", "2", saved, code=65).err
+    memvm_cli("restore", "--clones", "2", "--without-disks", saved, code=0)  # they have no input, and just end
     assert "belongs to one guest" in memvm_cli("restore", "--clones", "2", *given, saved, code=64).err
 
 

@@ -84,6 +84,8 @@ class FakeRestoreOptions:
     observing: object = None
     views: tuple[Any, ...] = ()
     accept_changed_files: bool = False
+    disks: int = 0
+    without_disks: bool = False
 
 
 class FakeWatch:
@@ -113,10 +115,12 @@ class FakeGuest:
         name: str = "fake",
         env: Mapping[str, str] | None = None,
         settings: Mapping[Name, Setting] | None = None,
+        restored_from: str = "",
     ) -> None:
         self.argv = argv
         self.name = name
         self.env = env or {}
+        self.restored_from = restored_from
         self.ram = bytearray(RAM_SIZE)
         self.paused = False
         self.closed = False
@@ -189,7 +193,7 @@ class FakeGuest:
     def status(self) -> GuestStatus:
         return GuestStatus(
             name=self.name,
-            program=self.argv[0],
+            program=f"/usr/bin/{self.argv[0]}",
             state=RunState.PAUSED if self.paused else RunState.RUNNING,
             manager_pid=os.getpid(),
             guest_pid=os.getpid(),
@@ -202,6 +206,7 @@ class FakeGuest:
             hypercalls=7,
             unknown_calls={"socket": 1},
             faults=3,
+            restored_from=self.restored_from,
         )
 
     def registers(self) -> dict[str, int]:
@@ -261,7 +266,7 @@ def fake_restore(
     path: Path, options: RunOptions, how: FakeRestoreOptions, progress: Callable[[int, int], None]
 ) -> FakeGuest:
     _work(path, progress)
-    return FakeGuest(tuple(path.read_text().split()), options.name)
+    return FakeGuest(tuple(path.read_text().split()), options.name, restored_from=str(path))
 
 
 def _work(path: Path, progress: Callable[[int, int], None]) -> None:

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import memvm
 from memvm.checkpoint.file_reader import CheckpointFile
 from memvm.checkpoint.hint_file import hint_path
-from memvm.errors import GuestStateError, NoSuchGuest
+from memvm.errors import GuestStateError
 from memvm.machine.config import RunState
 from memvm.machine.state import GuestState
 from tests.checkpoint.lives import SCALE
@@ -146,7 +146,7 @@ def _run_and_save(job: Job, moment: Moment, manner: Manner, path: Path, output: 
                 going_on = GoingOn(guest, moment.calls and 1 + moment.calls // 16)
                 guest.checkpoint(path, live=live == "live", parent=parent, progress=going_on)
                 guest.kill()  # many handle the signal that would end them, and cannot while they stand still
-            except (GuestStateError, NoSuchGuest):  # it has ended
+            except GuestStateError:  # it has ended
                 return False
             return True
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import memvm
-from memvm.errors import GuestStateError, NoSuchGuest
+from memvm.errors import GuestStateError
 from tests.programs.interrupted import (
     PATIENCE,
     GoingOn,
@@ -83,7 +83,7 @@ def _save_all(job: Job, moments: Sequence[Moment], engine: str, folder: Path) ->
                 shutil.copy(output, _output(folder, number))
                 cut_output(_output(folder, number), _checkpoint(folder, number))
             guest.kill()
-        except (GuestStateError, NoSuchGuest):  # it has ended
+        except GuestStateError:  # it has ended
             return False
     return True
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from memvm.machine.config import GuestStatus, RunState
 from memvm.manager.rundir import Entry
 from memvm.manager.watch import Answer, Sighting
+from memvm.report.guests import ProcessFigures, RunningGuest, guests_text, program_of
 from memvm.report.rates import GuestActivity, activity, rate
 from memvm.report.top import COLUMNS, ViewState, drawing_of, ordered, pressed, screen, table_lines, text_of
 
@@ -56,6 +57,17 @@ def test_figures_of_two_looks() -> None:
     assert (HUB.fault_p50, HUB.working_set, HUB.dirty_rate) == (12e-6, 9 * MIB, 1.5 * MIB)
 
 
+def test_what_a_guest_runs_is_what_its_checkpoint_says() -> None:
+    """Its manager was started with the file's name."""
+    assert program_of(ENTRY, None) == program_of(ENTRY, STATUS) == "./server"
+    restored = STATUS._replace(restored_from="/hub.ckpt")
+    assert program_of(ENTRY, restored._replace(program="/usr/bin/sort")) == "sort"
+    assert program_of(ENTRY, restored._replace(program="/")) == "./server"
+    assert HUB.program == "server"
+    moving = RunningGuest("hub", "a\x1b[2J", 41, None, ProcessFigures(None, None), ProcessFigures(None, None))
+    assert "\x1b" not in guests_text([moving])
+
+
 def test_a_first_look_has_no_rates() -> None:
     first = activity(Sighting(ENTRY, Answer(STATUS, 1.0), None, answering=True))
     assert (first.cpu_ratio, first.fault_rate, first.loaded_ratio) == (None, None, None)
@@ -79,7 +91,7 @@ def test_a_wide_screen() -> None:
     title, headings, hub, new, empty, keys = text_of(screen([HUB, NEW], ViewState(), 160, 24)).split("\n")
     assert title == "memvm top  2 guests, 1 running, by name"
     assert re.split(" {2,}", headings) == [column.heading for column in COLUMNS]
-    shown = "hub running 25% 12.0M 64.0M 75% 4.0M 1.5M 9.0M 0.5 12µs 1.5ms 1,500 1m15s ./server"
+    shown = "hub running 25% 12.0M 64.0M 75% 4.0M 1.5M 9.0M 0.5 12µs 1.5ms 1,500 1m15s server"
     assert hub.split() == shown.split()
     assert new.split() == ["new", "no", "answer", *["-"] * 12, "x\\x1b[2J"]
     assert empty == ""

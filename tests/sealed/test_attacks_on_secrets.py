@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from memvm.attest.checkpoint_keys import unwrapped
+from memvm.attest.checkpoint_keys import launched_by, unwrapped
 from memvm.attest.key_files import load_private_to_decrypt
 from memvm.checkpoint.encryption import EncryptedHeader
 from memvm.cli import demo_lab
@@ -87,6 +87,7 @@ def lived(lab: DemoLab, record: Path) -> Life:
         lab.do("checkpoint", "--live", "right", "right.ckpt")
         assert worker.ask() == COUNTED
         header = EncryptedHeader.unpack((lab.directory / "right.ckpt").read_bytes())
+        assert launched_by(header).disks == 1
         key = bytes(unwrapped(header, load_private_to_decrypt(lab.directory / "keeper.pem")).key.view)
         wanted = wanted_of(lab, key)
         look(found, opened, "", *processes_of(worker), wanted)

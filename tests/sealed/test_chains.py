@@ -22,6 +22,7 @@ from memvm.sealed.chains import adopt, close, open_sealed_parent, require_lineag
 from memvm.sealed.guest import SealedGuest
 from tests.checkpoint.encrypted import encrypt_chain
 from tests.checkpoint.samples import write_small_child, write_small_file
+from tests.support import MemvmCli
 
 KEY = CheckpointKey(SecretMemory.copy_of(bytes(range(32))), bytes(32), bytes(80))
 Change = Callable[[Launched, CheckpointKey], CheckpointKey]
@@ -67,6 +68,18 @@ def test_a_chain_is_taken(tmp_path: Path) -> None:
     require_lineage(files)
     close(files)
     assert given([]) == []
+
+
+def test_a_disk_that_was_forgotten_is_noticed_before_anybody_is_asked(tmp_path: Path, memvm_cli: MemvmCli) -> None:
+    def with_disk(launched: Launched, key: CheckpointKey) -> CheckpointKey:
+        launched.disks = 1
+        return key
+
+    [path] = write_headers(tmp_path, [1], with_disk)
+    nobody = "http://127.0.0.1:1"
+    words = ("restore", f"--verifier={nobody}", "--audience=keeper", f"--key-keeper={nobody}", path)
+    assert "the guest had 1 disk, and is given none" in memvm_cli(*words, code=65).err
+    assert "cannot be asked" in memvm_cli(*words, "--without-disks", code=65).err
 
 
 def test_attack_23_files_in_any_other_order(tmp_path: Path) -> None:

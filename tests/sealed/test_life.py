@@ -194,6 +194,27 @@ def test_a_keeper_who_could_not_help_uses_no_checkpoint_up(lab: SealedLab, answe
         assert ask(again) == answers[1]
 
 
+def test_a_keeper_who_fails_when_the_verifier_has_counted(lab: SealedLab, answers: list[str], tmp_path: Path) -> None:
+    """He is asked again, by the same platform; another restore would be of a second guest, which the policy forbids."""
+    file, dropped = tmp_path / "guest.ckpt", list[bytes]()
+
+    def drop_the_first(answer: bytes) -> bytes:
+        if b'"answer"' not in answer or dropped:
+            return answer
+        dropped.append(answer)
+        return b""
+
+    with lab.launched() as guest:
+        ask(ready(guest))
+        guest.suspend(file)
+    with Forwarder(lab.keeper, drop_the_first).running() as keeper:
+        words = lab.restoring(file, f"--key-keeper={keeper.url}")
+        result = lab.cli("restore", *words, env=lab.environment, stdin=b"\n", code=0)
+    assert len(dropped) == 1
+    assert result.text == answers[1]
+    assert "asked again for" in result.err
+
+
 def test_only_sealed_on_sealed_and_plain_on_plain(lab: SealedLab, guests: Mapping[str, Path], tmp_path: Path) -> None:
     sealed, plain = tmp_path / "sealed.ckpt", tmp_path / "plain.ckpt"
     with memvm.Guest([guests["counter"], "100000"], stdout=subprocess.DEVNULL) as open_guest, lab.launched() as guest:

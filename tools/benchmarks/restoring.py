@@ -1,6 +1,7 @@
 """How soon a guest that uses a tenth of its memory is responsive again, by each policy of a restore.
 
-The guests are those of the benchmark "save", saved live, and busybox sort, saved while it sorts a hundred megabytes.
+The guests are those of the benchmark "save", saved live, and busybox sort, saved while it sorts so many lines that this
+machine takes some seconds for them; its output is read by nobody, so that it does not end before a restore is measured.
 The file is not in the page cache, as after a reboot, and nothing is loaded in the background: that would hide what the
 policies do. Times are from the opening of the file to the beginning of the first 50 ms of which the guest ran 80 %, and
 waited for pages for the rest. Recall and precision are of restores of their own, since tracing slows the guest.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import subprocess
 import time
@@ -40,13 +42,16 @@ _WARM_UP = 1.0
 _WINDOW = 2.0
 """Seconds in which the pages that a restored guest uses are noted."""
 _SORT_WINDOW = 0.5
-"""The same of sort, which is done after a second or two."""
+"""The same of sort, which is done after some seconds."""
 _CLOSING = 0.5
 """Seconds that lifting the traces and writing a hint may take."""
 _POLL = 0.05
 _TIMEOUT = 60.0
-_SORT_LINES = 1_500_000
-_SORT_TOUCHED = 100 * MIB
+_SORT_SECONDS = 4.0
+"""CPU time that sorting takes at least, outside of a guest: more than what passes before the save, and the window."""
+_FEWEST_LINES, _MOST_LINES = 1_500_000, 8_000_000
+_LINE_TOUCHED = 64
+"""Bytes of memory that sort has for each line, more or less."""
 
 Found = dict[str, list[RestoreReport]]
 """What the restores by each policy reported."""
@@ -69,10 +74,9 @@ def measure(setting: Setting) -> list[Figure]:
         figures += _figures(guest, scored, whole=True)
     if (busybox := shutil.which("busybox")) is not None:
         words = ["--ram", "1G", "--", busybox, "sort"]
-        with _lines(setting.directory / "lines") as lines:
-            figures += _figures(
-                "sort", _restore_all(setting, "sort", words, _has_read, lines, _SORT_WINDOW), whole=False
-            )
+        with _lines(setting.directory / "lines", busybox) as lines:
+            found = _restore_all(setting, "sort", words, _has_read, lines, _SORT_WINDOW, subprocess.PIPE)
+            figures += _figures("sort", found, whole=False)
     return figures
 
 
@@ -83,20 +87,21 @@ def _restore_all(
     warm_up: Callable[[GuestProcess], None],
     stdin: IO[bytes] | None = None,
     window: float = _WINDOW,
+    stdout: int = subprocess.DEVNULL,
 ) -> Scored:
-    """Save a guest, and restore it by every policy."""
+    """Save a guest, and restore it by every policy. With PIPE for `stdout`, it waits once it has said much."""
     file = setting.directory / f"{guest}.ckpt"
     warm_memory((RAM_MIB + 128) * MIB)
     with GuestProcess(f"bench-{guest}", "run", words, stdin) as process:
         warm_up(process)
         with process.client() as client:
             client.checkpoint(file, live=True)
-    _restore(file, "demand", window, record=True)
+    _restore(file, "demand", window, stdout, record=True)
     found: Found = {policy: [] for policy in POLICIES}
     for run in range(setting.runs):
         for policy in POLICIES if run % 2 == 0 else reversed(POLICIES):
-            found[policy].append(_restore(file, policy, window))
-    scored = _restore(file, "active", window, score=True)
+            found[policy].append(_restore(file, policy, window, stdout))
+    scored = _restore(file, "active", window, stdout, score=True)
     for path in (file, hint_path(file)):
         path.unlink()
     return Scored(found, scored)
@@ -115,20 +120,38 @@ def _has_read(process: GuestProcess) -> None:
         time.sleep(0.25)
         with process.client() as client:
             before, touched = touched, client.status().ram_touched
-        if touched == before > _SORT_TOUCHED / 2:
+        if touched == before > _FEWEST_LINES * _LINE_TOUCHED / 2:
             return
     raise BenchmarkError("sort did not read its lines")
 
 
-def _lines(path: Path) -> IO[bytes]:
+def _lines(path: Path, busybox: str) -> IO[bytes]:
     """An open file to be sorted."""
     chance = random.Random(1)
     with path.open("w") as file:
-        file.writelines(f"{chance.getrandbits(96):024x}\n" for _ in range(_SORT_LINES))
+        file.writelines(f"{chance.getrandbits(96):024x}\n" for _ in range(_FEWEST_LINES))
+        file.flush()
+        more = lines_to_sort(_seconds_to_sort(path, busybox)) - _FEWEST_LINES
+        file.writelines(f"{chance.getrandbits(96):024x}\n" for _ in range(more))
     return path.open("rb")
 
 
-def _restore(file: Path, policy: str, window: float, *, record: bool = False, score: bool = False) -> RestoreReport:
+def _seconds_to_sort(path: Path, busybox: str) -> float:
+    """CPU time that a file takes: unlike the time that passes, it is about the same on a busy machine."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    with path.open("rb") as lines:
+        subprocess.run([busybox, "sort"], stdin=lines, stdout=subprocess.DEVNULL, check=True)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+
+
+def lines_to_sort(seconds: float) -> int:
+    """How many there have to be, if the fewest take so long; with more of them, each takes a little longer."""
+    return round(min(_MOST_LINES, _FEWEST_LINES * max(1.0, _SORT_SECONDS / max(seconds, 0.01))))
+
+
+def _restore(
+    file: Path, policy: str, window: float, stdout: int, *, record: bool = False, score: bool = False
+) -> RestoreReport:
     """One restore until the guest is responsive; with traces until their window is over."""
     _forget_file(file)
     warm_memory((RAM_MIB + 128) * MIB)
@@ -141,7 +164,7 @@ def _restore(file: Path, policy: str, window: float, *, record: bool = False, sc
         score=score,
         window=window,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
     ) as guest:
         deadline = time.monotonic() + _TIMEOUT
         while time.monotonic() < deadline:
