@@ -80,6 +80,15 @@ def create_executable(name: str, image: bytes) -> int:
     return fd
 
 
+def preallocate(fd: int, offset: int, size: int) -> None:
+    """Give a range memory where it has none. Raises OSError.
+
+    The contents are made at the first touch. Until then the range is a hole as before to whoever reads the file or asks
+    for data (mm/filemap.c, folio_seek_hole_data: what is not up to date is none), and counts in st_blocks only.
+    """
+    check(libc.fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, size), "fallocate")
+
+
 def punch_hole(fd: int, offset: int, size: int) -> None:
     """Free the memory of a range; it reads as zeros afterwards, in every mapping."""
     check(libc.fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size), "fallocate")

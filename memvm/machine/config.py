@@ -96,7 +96,8 @@ class GuestStatus(NamedTuple):
     engine: str
     ram_size: int
     ram_touched: int
-    """Bytes of guest RAM that have ever been written, or loaded, and hold memory now."""
+    """Bytes of guest RAM that have ever been written, or loaded, and hold memory now; and what was preallocated for
+    first touches to come (machine/preallocating.py)."""
     ram_deferred: int
     """Bytes whose contents are still in the checkpoint."""
     cpu_time: float

@@ -37,7 +37,7 @@ from memvm.machine.sampling import Sampling
 from memvm.machine.service import ServiceThread
 from memvm.machine.settings import Name, Settings, default_settings
 from memvm.machine.signals import make_signal
-from memvm.machine.space import AddressSpace, OutOfMemory
+from memvm.machine.space import LARGE, AddressSpace, OutOfMemory, Region
 from memvm.machine.streams import OpenFiles
 from memvm.machine.thread import GuestThread
 from memvm.machine.tracer import Tracer
@@ -56,6 +56,7 @@ from memvm.units import PAGE_SIZE, format_size
 
 if TYPE_CHECKING:
     from memvm.machine.files_state import FilesState
+    from memvm.machine.preallocating import Preallocating
     from memvm.machine.program import Program
 
 T = TypeVar("T")
@@ -100,6 +101,8 @@ class Machine:
         self._began = time.monotonic()
         self._first_output: tuple[float, int, int] = (-1.0, 0, 0)
         self._loop: HypercallLoop | None = None
+        self.preallocating: Preallocating | None = None
+        """There from the guest's first large piece of memory on."""
         self._closed = False
         self.enforcement = Enforcement(self)
         self.ram = ram or GuestRam(RAM_BASE, ram_size // PAGE_SIZE * PAGE_SIZE)
@@ -245,6 +248,8 @@ class Machine:
         self._loop.start(self.placement.join)
         self._began = time.monotonic()
         self._state = RunState.RUNNING
+        if self.placement.elsewhere():
+            self.space.changed = self._memory_changed
         self.tracer.begin(self._exits, self._settle)
         self.placement.watch(self.tracer.stub.pid)
         for begin in self.at_start:
@@ -301,6 +306,20 @@ class Machine:
 
     def _protect_pages(self, run: PageRun, rights: int) -> None:
         self.vcpus.have_called(_MPROTECT, self.ram.base + run.first * PAGE_SIZE, run.count * PAGE_SIZE, rights)
+
+    def _memory_changed(self, start: int, end: int, region: Region | None) -> None:
+        """AddressSpace.changed; the lock is held."""
+        if self.preallocating is None:
+            if region is None or region.size < LARGE:
+                return
+            from memvm.machine.preallocating import Preallocating  # most guests have no such memory
+
+            self.preallocating = Preallocating(self.ram, self.placement, self._may_preallocate, self.failed)
+        self.preallocating.changed(start, end, region)
+
+    def _may_preallocate(self) -> bool:
+        """Whether the guest just runs: it does not stand still, and nobody saves it or is asked about its faults."""
+        return self._state is RunState.RUNNING and not self.saving.locked() and not self.engine.in_use_beside(0)
 
     # Requests from outside.
 
@@ -496,6 +515,8 @@ class Machine:
             self._loop.stop()
         for finish in self.at_close:
             finish()
+        if self.preallocating is not None:
+            self.preallocating.stop()
         self._sampling.stop()
         self.traces.stop()
         self.placement.stop()

@@ -106,6 +106,10 @@ class Placement:
         cpu = self.cpu
         return self.allowed - {cpu} if busy and cpu is not None and len(self.allowed) > 1 else self.allowed
 
+    def elsewhere(self) -> set[int]:
+        """The CPUs that are not the guest's; all, if it runs on any."""
+        return self.allowed - {self.cpu}
+
     def stop(self) -> None:
         """Look after the guest no more."""
         self._over.set()

@@ -16,7 +16,10 @@ from memvm.machine.layout import STACK_GUARD
 from memvm.memory.pages import set_all
 from memvm.memory.protection import Prot
 from memvm.memory.ram import GuestRam
-from memvm.units import PAGE_SIZE
+from memvm.units import MIB, PAGE_SIZE
+
+LARGE = 8 * MIB
+"""Bytes of new memory from which on it may be worth watching how the guest goes through it (preallocating.py)."""
 
 
 class RegionKind(StrEnum):
@@ -70,6 +73,8 @@ class AddressSpace:
         self._regions: list[Region] = []
         self.leaving: Callable[[int, int], None] = lambda start, end: None
         """Told of a range that is about to be freed, allocated or declared anew, while all is there still."""
+        self.changed: Callable[[int, int, Region | None], None] = lambda start, end, region: None
+        """Told of a range that has been freed, or given other rights (None), or that has just been allocated."""
         self.changes = 0
         """How often memory was allocated, freed or given other rights; `redeclare` does not count."""
         self.limit: int | None = None
@@ -148,6 +153,7 @@ class AddressSpace:
         self._protect(region.start, region.end, region.protection)
         self._cut(region.start, region.end)
         self._insert(region)
+        self.changed(*region[:2], region)
 
     def replace(self, region: Region) -> None:
         """Allocate a range, with zeros in it, in place of whatever was there. Raises OutOfMemory."""
@@ -157,6 +163,7 @@ class AddressSpace:
         for piece in self._cut(region.start, region.end):
             self.ram.discard((piece.start - self.ram.base) // PAGE_SIZE, piece.size // PAGE_SIZE)
         self._insert(region)
+        self.changed(*region[:2], region)
 
     def redeclare(self, region: Region) -> None:
         """Say anew what an allocated range is for, and give it its rights; its contents stay. Raises OutOfMemory."""
@@ -166,6 +173,7 @@ class AddressSpace:
         self._cut(region.start, region.end)
         self._insert(region)
         self.changes = changes
+        self.changed(*region[:2], None)
 
     def unmap(self, start: int, end: int) -> None:
         """Free a range: no access, no memory, zeros when it is allocated again. Raises OutOfMemory."""
@@ -177,12 +185,14 @@ class AddressSpace:
         self.leaving(start, end)
         for piece in self._cut(start, end):
             self.ram.discard((piece.start - self.ram.base) // PAGE_SIZE, piece.size // PAGE_SIZE)
+        self.changed(start, end, None)
 
     def protect(self, start: int, end: int, protection: Prot) -> None:
         """Change the protection of an allocated range. Raises OutOfMemory."""
         self._protect(start, end, protection)
         for region in self._cut(start, end):
             self._insert(region._replace(protection=protection))
+        self.changed(start, end, None)
 
     def set_break(self, address: int) -> bool:
         """Move the end of the heap; False if there is no room."""

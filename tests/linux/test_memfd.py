@@ -121,3 +121,27 @@ def test_kernels_before_mfd_exec(monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.pread(fd, 100, 0) == b"contents"
     finally:
         os.close(fd)
+
+
+def test_preallocated_memory_is_a_hole_until_it_is_touched() -> None:
+    """Only st_blocks tells of it; reading, of the file or of a mapping, gives zeros."""
+    fd = memfd.create_memory("test", SIZE)
+    try:
+        os.pwrite(fd, b"x" * PAGE, 2 * PAGE)
+        memfd.preallocate(fd, 0, 8 * PAGE)
+        assert os.fstat(fd).st_blocks * 512 == 8 * PAGE
+        assert list(memfd.data_extents(fd, 0, SIZE)) == [(2 * PAGE, 3 * PAGE)]
+        assert os.lseek(fd, 0, os.SEEK_HOLE) == 0
+        assert os.lseek(fd, 2 * PAGE, os.SEEK_HOLE) == 3 * PAGE
+        assert os.pread(fd, 4 * PAGE, 0) == bytes(2 * PAGE) + b"x" * PAGE + bytes(PAGE)
+        assert list(memfd.data_extents(fd, 0, SIZE)) == [(2 * PAGE, 3 * PAGE)]
+        with mmap.mmap(fd, SIZE) as mapped:
+            assert mapped[5 * PAGE] == 0
+            mapped[6 * PAGE] = 1
+        os.pwrite(fd, b"y", 4 * PAGE + 7)
+        assert list(memfd.data_extents(fd, 0, SIZE)) == [(2 * PAGE, 3 * PAGE), (4 * PAGE, 7 * PAGE)]
+        assert os.pread(fd, PAGE, 4 * PAGE) == bytes(7) + b"y" + bytes(PAGE - 8)
+        memfd.punch_hole(fd, 0, SIZE)
+        assert os.fstat(fd).st_blocks == 0
+    finally:
+        os.close(fd)

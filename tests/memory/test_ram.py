@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memvm.errors import BadPage, HostError
-from memvm.memory.pages import BAD, DEFERRED, PageRun, clear_flag, set_flag
+from memvm.linux import memfd
+from memvm.memory.pages import BAD, DEFERRED, PageFlag, PageRun, clear_flag, set_all, set_flag
+from memvm.memory.protection import Prot
 from memvm.memory.ram import GuestRam
 from memvm.units import PAGE_SIZE
 
@@ -131,6 +134,57 @@ def test_discarded_pages_are_zero_and_hold_no_memory(ram: GuestRam) -> None:
     ram.discard(3, 2)
     assert list(ram.touched()) == [(0, 3), (5, PAGES - 5)]
     assert ram.read(BASE + 2 * PAGE_SIZE, 4 * PAGE_SIZE) == b"x" * PAGE_SIZE + bytes(2 * PAGE_SIZE) + b"x" * PAGE_SIZE
+
+
+def test_preallocated_pages_are_untouched_as_before(ram: GuestRam) -> None:
+    set_all(ram.protection, 0, PAGES, Prot.READ | Prot.WRITE)
+    ram.write(BASE, b"x" * 2 * PAGE_SIZE)
+    assert ram.next_untouched(0) == ram.next_untouched(1) == 2
+    assert ram.preallocate(PageRun(1, 9))
+    assert (list(ram.touched()), ram.next_untouched(0), ram.next_touched(2)) == ([(0, 2)], 2, PAGES)
+    assert ram.touched_bytes() == 10 * PAGE_SIZE
+    buffer = bytearray(3 * PAGE_SIZE)
+    ram.copy_out(1, memoryview(buffer))
+    assert buffer == b"x" * PAGE_SIZE + bytes(2 * PAGE_SIZE)
+    ram.move(BASE, BASE + 20 * PAGE_SIZE, 10 * PAGE_SIZE)
+    assert (list(ram.touched()), ram.touched_bytes()) == ([(20, 2)], 2 * PAGE_SIZE)
+
+
+@pytest.mark.parametrize("attending", ["loader", "keeper", "observer", "traces"])
+@pytest.mark.parametrize("page", [3, 6])
+@pytest.mark.parametrize("flag", [flag for flag in PageFlag if flag])
+def test_nothing_is_preallocated_where_it_would_mean_something(
+    ram: GuestRam, recorder: Recorder, attending: str, page: int, flag: PageFlag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_all(ram.protection, 0, PAGES, Prot.READ | Prot.WRITE)
+    set_flag(ram.flags, page, 1, flag)
+    ram.keeper = None
+    assert not ram.preallocate(PageRun(3, 4))
+    assert ram.preallocate(PageRun(page + 1, 4)), "of the pages beside it nothing is known"
+    ram.flags[page] = 0
+    monkeypatch.setattr(ram, attending, recorder)
+    assert ram.preallocate(PageRun(20, 4)) == (attending == "loader"), "who has deferred pages marks them"
+    monkeypatch.undo()
+    for protection in (Prot.NONE, Prot.READ, Prot.READ | Prot.WRITE | Prot.EXEC):
+        ram.protection[page] = protection
+        assert not ram.preallocate(PageRun(3, 4))
+
+
+def test_without_memory_nothing_is_preallocated(ram: GuestRam, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(ram.protection, 0, PAGES, Prot.READ | Prot.WRITE)
+
+    def fail(number: int) -> Callable[..., None]:
+        def preallocate(*_: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return preallocate
+
+    for number in (errno.ENOMEM, errno.ENOSPC):
+        monkeypatch.setattr(memfd, "preallocate", fail(number))
+        assert not ram.preallocate(PageRun(0, 4))
+    monkeypatch.setattr(memfd, "preallocate", fail(errno.EBADF))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        ram.preallocate(PageRun(0, 4))
 
 
 def test_moving_copies_what_is_there_and_leaves_holes_holes(ram: GuestRam) -> None:
