@@ -107,8 +107,8 @@ class Placement:
         return self.allowed - {cpu} if busy and cpu is not None and len(self.allowed) > 1 else self.allowed
 
     def elsewhere(self) -> set[int]:
-        """The CPUs that are not the guest's; all, if it runs on any."""
-        return self.allowed - {self.cpu}
+        """The CPUs for work beside the guest: all but its own, or all if it runs on any; none if there is only one."""
+        return self.allowed - {self.cpu} if len(self.allowed) > 1 else set()
 
     def stop(self) -> None:
         """Look after the guest no more."""

@@ -114,6 +114,8 @@ class Preallocating:
         self._ram, self._placement, self._may, self._failed = ram, placement, may, failed
         self._changed = threading.Condition()
         self._sequences: list[Sequence] = []
+        self._waits_until: float | None = None
+        """When the thread looks by itself; None if it waits for the first range."""
         self._cpus: set[int] = set()
         self._memory_looked_at, self._memory_left = 0.0, False
         self._over = False
@@ -141,11 +143,13 @@ class Preallocating:
                     self._watch(PageRun(first, last - first))
 
     def _watch(self, pages: PageRun) -> None:
-        self._sequences = [*self._sequences[1 - _MOST_RANGES :], Sequence(pages, time.monotonic())]
+        new = Sequence(pages, time.monotonic())
+        self._sequences = [*self._sequences[1 - _MOST_RANGES :], new]
         if self._thread is None and not self._over:
             self._thread = threading.Thread(target=self._run, name="preallocating", daemon=True)
             self._thread.start()
-        self._changed.notify()
+        if self._waits_until is None or new.due < self._waits_until:  # not for each of a guest that maps and unmaps
+            self._changed.notify()
 
     def _run(self) -> None:
         try:
@@ -164,7 +168,8 @@ class Preallocating:
                 now = time.monotonic()
                 if due := [each for each in self._sequences if each.due <= now]:
                     return due
-                self._changed.wait(min((each.due - now for each in self._sequences), default=None))
+                self._waits_until = min((each.due for each in self._sequences), default=None)
+                self._changed.wait(None if self._waits_until is None else self._waits_until - now)
         return []
 
     def _go_elsewhere(self) -> None:

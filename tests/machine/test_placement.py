@@ -38,6 +38,18 @@ def test_stays_on_the_cpu_that_was_asked_for(cpu: int, guests: dict[str, Path]) 
         assert _threads_by_cpu(guest) == {frozenset({cpu})}
 
 
+def test_elsewhere_is_where_the_guest_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cpus: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {3, 5, 6})
+    assert Placement(5).elsewhere() == {3, 6}
+    placement = Placement(None)
+    assert placement.elsewhere() == {3, 5, 6} - {placement.cpu}
+    placement.spread(0)
+    assert placement.elsewhere() == {3, 5, 6}, "it runs on any"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {4})
+    assert Placement(4).elsewhere() == Placement(None).elsewhere() == set()
+
+
 @needs_two_cpus
 @pytest.mark.parametrize("busy", [True, False])
 def test_work_that_can_wait_leaves_a_busy_guest_its_cpu(busy: bool, time_scale: float) -> None:
