@@ -52,23 +52,29 @@ _LEAST_AVAILABLE = 0.1
 """The share of the machine's memory, and of the control group's, that has to be left."""
 _LOOK_AT_MEMORY = 0.02
 """Seconds for which what is left of memory counts: asking takes 50 µs."""
-_KINDS = (RegionKind.ANONYMOUS, RegionKind.HEAP)
+_KINDS, _RIGHTS = (RegionKind.ANONYMOUS, RegionKind.HEAP), Prot.READ | Prot.WRITE
 
 
 class Sequence:
     """How one guest goes through one range, look by look, and what of it to preallocate. Knows nothing but numbers."""
 
-    def __init__(self, pages: PageRun, now: float) -> None:
+    def __init__(self, pages: PageRun, now: float, pause: float = _SHORTEST) -> None:
+        """`pause` is how long to wait for the first look, in seconds."""
         self.pages = pages
         self.frontier = pages.first
         """The first page that was not touched, at the last look."""
-        self.due = now + _SHORTEST
+        self.due = now + pause
         """When to look next."""
         self._origin = -1
         """Where it was at the first look: what is before may have been filled by whoever made the range."""
         self._proven = self._goal = self._ready = pages.first
-        self._pause = _SHORTEST
+        self._pause = pause
         self._rests = 0
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the guest was seen to make progress."""
+        return self._goal > self.pages.first
 
     @property
     def is_over(self) -> bool:
@@ -114,6 +120,8 @@ class Preallocating:
         self._ram, self._placement, self._may, self._failed = ram, placement, may, failed
         self._changed = threading.Condition()
         self._sequences: list[Sequence] = []
+        self._first_pause = _SHORTEST
+        """Before the first look at a range; it doubles with each that was dropped before the guest made progress."""
         self._waits_until: float | None = None
         """When the thread looks by itself; None if it waits for the first range."""
         self._cpus: set[int] = set()
@@ -129,21 +137,19 @@ class Preallocating:
 
     def changed(self, start: int, end: int, region: Region | None) -> None:
         """AddressSpace.changed; costs next to nothing for small ranges."""
-        fresh = (
-            region is not None
-            and region.size >= LARGE
-            and region.protection == Prot.READ | Prot.WRITE
-            and region.kind in _KINDS
-        )
+        fresh = region is not None and region.size >= LARGE and region.protection == _RIGHTS and region.kind in _KINDS
         if fresh or self._sequences:
             first, last = (start - self._ram.base) // PAGE_SIZE, (end - self._ram.base) // PAGE_SIZE
             with self._changed:
-                self._sequences = [s for s in self._sequences if s.pages.end <= first or last <= s.pages.first]
+                for sequence in self._sequences[:]:
+                    if first < sequence.pages.end and sequence.pages.first < last:
+                        self._sequences.remove(sequence)
+                        self._first_pause = _SHORTEST if sequence.has_moved else min(_LONGEST, self._first_pause * 2)
                 if fresh:
                     self._watch(PageRun(first, last - first))
 
     def _watch(self, pages: PageRun) -> None:
-        new = Sequence(pages, time.monotonic())
+        new = Sequence(pages, time.monotonic(), self._first_pause)
         self._sequences = [*self._sequences[1 - _MOST_RANGES :], new]
         if self._thread is None and not self._over:
             self._thread = threading.Thread(target=self._run, name="preallocating", daemon=True)

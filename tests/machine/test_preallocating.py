@@ -164,6 +164,25 @@ def test_a_range_is_dropped_when_some_of_it_changes(
     assert len(quiet.watched) == left
 
 
+def test_a_guest_that_only_maps_and_unmaps_is_looked_at_ever_more_rarely(
+    quiet: Preallocating, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preallocating, "_LONGEST", 8e6)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    region, dues = new(100, 8), list[float]()
+    for _ in range(6):
+        quiet.changed(*region[:2], region)
+        dues.append(quiet._sequences[0].due)
+        quiet.changed(*region[:2], None)
+    assert dues == [1e6, 2e6, 4e6, 8e6, 8e6, 8e6]
+    quiet.changed(*region[:2], region)
+    [sequence] = quiet._sequences
+    for frontier in (0, 1000):
+        sequence.look(sequence.pages.first + frontier)
+    quiet.changed(*region[:2], region)
+    assert quiet._sequences[0].due == 1e6, "it went through that one"
+
+
 def test_of_many_ranges_the_newest_are_watched(quiet: Preallocating) -> None:
     for start in range(0, 256, 8):
         quiet.changed(*new(start, 8)[:2], new(start, 8))
