@@ -23,10 +23,11 @@ from memvm.machine.machine import Machine
 from memvm.machine.placement import Placement
 from memvm.machine.preallocating import Preallocating, Sequence
 from memvm.machine.space import AddressSpace, Region, RegionKind
-from memvm.memory.pages import PageRun, pages_in
+from memvm.memory.pages import PageRun, common, pages_in
 from memvm.memory.protection import Prot
 from memvm.memory.ram import GuestRam
-from memvm.memory.traces import Access
+from memvm.memory.snapshot import Snapshot
+from memvm.memory.traces import Access, TraceEvent
 from memvm.units import MIB, PAGE_SIZE
 from tests.machine.conftest import CProgram
 from tests.machine.test_placement import needs_two_cpus
@@ -361,6 +362,46 @@ def test_nothing_is_preallocated_while_somebody_attends_to_pages(
             assert guest.ahead() == 0
         guest.step()
         wait_until(lambda: guest.ahead() > 0, limit)
+        assert guest.end() == 0
+
+
+@needs_two_cpus
+@pytest.mark.parametrize("attending", ["accesses", "writes", "a watch", "a snapshot"])
+def test_to_who_comes_later_the_pages_are_untouched(
+    patient: None, attending: str, engine: EngineChoice, c_program: CProgram, time_scale: float
+) -> None:
+    """What the guest does to preallocated pages is heard of, as of any, and a save's instant has none of them."""
+    limit = 30 * time_scale
+    with filling(c_program("filling"), engine, 512, 1, limit) as guest:
+        machine, before = guest.machine, guest.sequence.pages.first
+        for _ in range(4):
+            guest.seen_step()
+        wait_until(lambda: guest.ahead() >= 512, limit)
+        start, heard = before + 4 * 512, set[int]()
+        if attending == "a watch":
+            with machine.watch_writes() as watch:
+                guest.step()
+                heard = {page for run in watch.look().written for page in range(run.first, run.end)}
+        elif attending == "a snapshot":
+            snapshot = Snapshot(machine.ram, machine.engine)
+            try:
+                snapshot.prepare()
+                instant = machine.frozen(snapshot.instant)
+                guest.step()
+                assert pages_in(common(instant, [PageRun(start, 8192 - 4 * 512)])) == 0
+                heard = set(range(start, start + 512))
+            finally:
+                snapshot.end()
+        else:
+            access = Access.READ if attending == "accesses" else Access.WRITE
+            events: list[TraceEvent] = []
+            with machine.traces.add([PageRun(start, 512)], access, handler=events.extend):
+                guest.step()
+            heard = {event.page for event in events}
+        assert heard >= set(range(start, start + 512))
+        for _ in range(11):
+            guest.step()
+        assert guest.ahead() == 0
         assert guest.end() == 0
 
 
