@@ -13,8 +13,9 @@ CPU time for 512 MiB of one toucher, in s, on a machine that was busy otherwise 
     the same, preallocated                   0.28 to 0.33, and 0.20 to 0.24 of fallocate
     ... with 256 KiB at a time, meanwhile    0.32 to 0.36, and 507 of 512 MiB came in time
 
-A guest that writes to each page of 512 MiB (tools/bench programs) needed 1.4 to 1.8 times what it needs natively
-before, and 0.93 to 1.08 times since; two threads on two CPUs, which leave none to spare, 1.46 and 1.11 times.
+A guest that writes to each page of 512 MiB (tools/bench programs) needs 0.9 to 1.0 times the CPU time that it needs
+natively, and 1.5 to 1.6 times without this; two threads on two CPUs, which leave none to spare, 1.1 and 1.5 times the
+time. Where others keep all CPUs busy it is 0.9 to 1.3 and 1.4 to 1.9 times the time.
 
 madvise(MADV_POPULATE_WRITE) in the guest's process would make the touch itself next to free, but takes 0.5 to 0.6 s, so
 that a guest is at the place before it; in the host view it takes as long, and saves less. On the guest's own CPU the
