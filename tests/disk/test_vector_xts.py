@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -15,30 +17,40 @@ from hypothesis import strategies as st
 from memvm.disk import sectors, vector_xts
 from memvm.disk.sectors import LibraryXts, SectorCipher
 from memvm.disk.vector_xts import UNIT, VectorCode, VectorXts, _round_keys, vector_code
+from memvm.disk.vector_xts_code import WIDTHS, Width
 from memvm.linux.machine_code import assembled
+from memvm.linux.processor import processor_flags
+from memvm.linux.secret_memory import Buffer
 
 CIPHERS = (VectorXts, LibraryXts)
+EACH_WIDTH = [pytest.param(width, id=f"{width.bits} bits") for width in WIDTHS]
 
 
-@pytest.fixture
-def code() -> VectorCode:
-    """The machine code."""
-    found, detail = vector_code()
-    if found is None:
-        pytest.skip(detail)
-    return found
+@cache
+def code_of(width: Width) -> VectorCode:
+    """The machine code of a width, where the processor has what it takes."""
+    if not processor_flags().issuperset(width.needed):
+        pytest.skip(f"the processor has no AES instructions for {width.bits} bits")
+    return VectorCode(width)
 
 
-def test_the_bytes_are_those_of_the_words(tmp_path: Path) -> None:
+@pytest.fixture(params=EACH_WIDTH)
+def code(request: pytest.FixtureRequest) -> VectorCode:
+    """The machine code, of each width."""
+    return code_of(request.param)
+
+
+@pytest.mark.parametrize("width", EACH_WIDTH)
+def test_the_bytes_are_those_of_the_words(width: Width, tmp_path: Path) -> None:
     """The listing for people, assembled, is the one that is executed."""
     if shutil.which("as") is None or shutil.which("objcopy") is None:
         pytest.skip("no assembler here: apt-get install binutils")
-    words = (re.sub(r"^ +[0-9a-f]+ ", "", line).partition(";")[0] for line in vector_xts._CODE.splitlines())
+    words = (re.sub(r"^ +[0-9a-f]+ ", "", line).partition(";")[0] for line in width.listing.splitlines())
     source = [".intel_syntax noprefix", *words]
     (tmp_path / "code.s").write_text("\n".join(source) + "\n")
     subprocess.run(["as", "-o", "code.o", "code.s"], cwd=tmp_path, check=True)
     subprocess.run(["objcopy", "-O", "binary", "-j", ".text", "code.o", "code"], cwd=tmp_path, check=True)
-    assert (tmp_path / "code").read_bytes() == assembled(vector_xts._CODE)[0]
+    assert (tmp_path / "code").read_bytes() == assembled(width.listing)[0]
 
 
 def test_key_expansion_of_the_standard(code: VectorCode) -> None:
@@ -64,6 +76,7 @@ def test_vector_10_of_the_standard(code: VectorCode, kind: type[VectorXts | Libr
     assert xts.decrypt(0xFF, secret) == clear
 
 
+@pytest.mark.parametrize("width", EACH_WIDTH)
 @given(
     key=st.sampled_from((32, 64)).flatmap(lambda size: st.binary(min_size=size, max_size=size)),
     units=st.integers(1, 17),
@@ -72,10 +85,16 @@ def test_vector_10_of_the_standard(code: VectorCode, kind: type[VectorXts | Libr
     seed=st.binary(min_size=1, max_size=64),
     into=st.sampled_from((bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data)))),
 )
-def test_it_is_what_the_library_computes(key: bytes, units: int, count: int, tweak: int, seed: bytes, into) -> None:  # type: ignore[no-untyped-def]
-    code, detail = vector_code()
-    if code is None:
-        pytest.skip(detail)
+def test_it_is_what_the_library_computes(
+    width: Width,
+    key: bytes,
+    units: int,
+    count: int,
+    tweak: int,
+    seed: bytes,
+    into: Callable[[bytes], Buffer],
+) -> None:
+    code = code_of(width)
     assume(key[: len(key) // 2] != key[len(key) // 2 :])
     size = units * UNIT
     clear = (seed * (size * count // len(seed) + 1))[: size * count]
@@ -113,12 +132,21 @@ def test_a_disk_is_the_same_without(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usual.decrypt(3, without.encrypt(3, data)) == data
 
 
+def test_the_widest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that the processor has, each of which is the widest if it is all that it has."""
+    for width in [width for width in WIDTHS if processor_flags().issuperset(width.needed)]:
+        monkeypatch.setattr(vector_xts, "processor_flags", partial(frozenset, width.needed))
+        code, detail = vector_code.__wrapped__()
+        assert code is not None
+        assert detail == f"many sectors at once, by the processor's AES instructions for {width.bits} bits"
+
+
 def test_where_it_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_xts, "processor_flags", lambda: frozenset({"aes", "avx"}))
+    monkeypatch.setattr(vector_xts, "processor_flags", lambda: frozenset({"aes", "avx512f", "vaes"}))
     code, detail = vector_code.__wrapped__()
     assert code is None
-    assert detail == "the processor lacks avx512f, avx512bw, vaes, vpclmulqdq"
-    monkeypatch.setattr(vector_xts, "processor_flags", lambda: frozenset(vector_xts._NEEDED))
+    assert detail == "the processor lacks avx, pclmulqdq"
+    monkeypatch.setattr(vector_xts, "processor_flags", lambda: frozenset(WIDTHS[0].needed))
 
     def forbidden(_listing: str) -> None:
         raise PermissionError(13, "no")
@@ -129,9 +157,10 @@ def test_where_it_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert detail == "machine code cannot be used: Permission denied"
 
 
-def test_a_processor_that_computes_otherwise_is_not_relied_on(
-    code: VectorCode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_processor_that_computes_otherwise_is_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, detail = vector_code()
+    if code is None:
+        pytest.skip(detail)
     monkeypatch.setattr(VectorXts, "encrypt", lambda _self, _tweak, data: bytes(len(data)))
     assert vector_code.__wrapped__() == (None, "the processor's AES instructions do not compute AES")
 

@@ -76,7 +76,7 @@ def measure(setting: Setting) -> list[Figure]:
         ),
         Figure(
             "disk.xts.each",
-            f"by cryptography, a call for each sector of {SECTOR} bytes: where a processor lacks VAES",
+            f"by cryptography, a call for each sector of {SECTOR} bytes: where a processor lacks AES instructions",
             median(speeds["each"]),
             "MB/s",
             library,
