@@ -10,8 +10,9 @@ from memvm.cli.parser import add_json
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments of `memvm doctor`."""
     parser.epilog = """\
-MEMVM_FAULTS="POINT=ACTION,..." makes memvm fail at a fault point: kill, enospc, eio, stall=SECONDS or hold=FILE (wait
-as long as there is that file), and @N after it for the N-th time only. It is there to test that nothing is lost.
+MEMVM_FAULTS="POINT=ACTION,..." makes memvm fail at a fault point: kill, enospc, eio, stall=SECONDS or
+hold=FILE (wait as long as there is that file), and @N after it for the N-th time only. It is there to test
+that nothing is lost.
 """
     parser.add_argument(
         "--fault-points", action="store_true", help="list the points at which tests can make memvm fail"
