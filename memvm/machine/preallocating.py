@@ -34,7 +34,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from memvm.errors import HostError
 from memvm.linux.available_memory import available_share
+from memvm.linux.own_threads import Thread
 from memvm.machine.placement import Placement
 from memvm.machine.space import LARGE, Region, RegionKind
 from memvm.memory.pages import PageRun
@@ -131,7 +133,7 @@ class Preallocating:
         self._cpus: set[int] = set()
         self._memory_looked_at, self._memory_left = 0.0, False
         self._over = False
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
 
     @property
     def watched(self) -> list[PageRun]:
@@ -141,6 +143,8 @@ class Preallocating:
 
     def changed(self, start: int, end: int, region: Region | None) -> None:
         """AddressSpace.changed; costs next to nothing for small ranges."""
+        if self._over:
+            return
         fresh = region is not None and region.size >= LARGE and region.protection == _RIGHTS and region.kind in _KINDS
         if fresh or self._sequences:
             first, last = (start - self._ram.base) // PAGE_SIZE, (end - self._ram.base) // PAGE_SIZE
@@ -155,9 +159,14 @@ class Preallocating:
     def _watch(self, pages: PageRun) -> None:
         new = Sequence(pages, time.monotonic(), self._first_pause)
         self._sequences = [*self._sequences[1 - _MOST_RANGES :], new]
-        if self._thread is None and not self._over:
-            self._thread = threading.Thread(target=self._run, name="preallocating", daemon=True)
-            self._thread.start()
+        if self._thread is None:
+            thread = Thread(target=self._run, name="preallocating", daemon=True)
+            try:
+                thread.start()
+            except HostError:  # no more threads may be had: the guest goes on without, as on one CPU
+                self._over, self._sequences = True, []
+                return
+            self._thread = thread
         if self._waits_until is None or new.due < self._waits_until:  # not for each of a guest that maps and unmaps
             self._changed.notify()
 

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memvm.errors import HostError
+from memvm.linux.own_threads import Thread
 from memvm.machine import preallocating
 from memvm.machine.answering import INTERNAL_ERROR
 from memvm.machine.config import EngineChoice, GuestConfig, RunOptions
@@ -149,6 +151,16 @@ def test_large_new_anonymous_memory_is_watched(quiet: Preallocating) -> None:
     for region in (new(100, 8), new(150, 20, kind=RegionKind.HEAP)):
         quiet.changed(*region[:2], region)
     assert quiet.watched == [PageRun(25600, 2048), PageRun(38400, 5120)]
+
+
+def test_without_a_thread_nothing_is_watched(quiet: Preallocating, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: Thread) -> None:
+        raise HostError("too many threads")
+
+    monkeypatch.setattr(Thread, "start", refuse)
+    for start in (100, 120):
+        quiet.changed(*new(start, 8)[:2], new(start, 8))
+        assert quiet.watched == []
 
 
 @pytest.mark.parametrize(
