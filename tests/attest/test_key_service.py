@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from memvm.attest import asking, key_service
 from memvm.attest.key_service import RELEASE, key_release
 from memvm.errors import AttestationError
+from tests.support import serving
 
 FAILS, REFUSES, RELEASES, GONE = 500, 403, 200, 0
 
@@ -35,14 +35,8 @@ def keeper(answers: Sequence[int]) -> Iterator[tuple[str, list[tuple[str, bytes]
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", asked
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as url:
+        yield url, asked
 
 
 def test_a_keeper_who_fails_is_asked_the_same_again(

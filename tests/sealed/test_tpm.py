@@ -11,7 +11,7 @@ import tty
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ from tests.attest.swtpm import Swtpm, software_tpm
 from tests.sealed.conftest import SEED
 from tests.sealed.forwarder import Forwarder
 from tests.sealed.lab import SealedLab, ask, ready
-from tests.support import CliResult, MemvmCli, descriptors_of
+from tests.support import CliResult, MemvmCli, descriptors_of, serving
 
 PCR = 15
 KEY = GuestKey("x25519", bytes(range(32)))
@@ -211,14 +211,8 @@ def keeper_behind(url: str, first: Callable[[], None]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as served:
+        yield served
 
 
 def test_a_restart_between_the_quote_and_the_guest(anchored: TpmLab, tmp_path: Path) -> None:
